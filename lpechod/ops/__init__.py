@@ -1,0 +1,1 @@
+"""Ring 4: what the operator sees: configuration, logs, counters, metrics."""

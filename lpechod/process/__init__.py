@@ -1,0 +1,1 @@
+"""Ring 5: processes and their life cycle."""

@@ -1,0 +1,111 @@
+"""Memory for bytes: one receive buffer for everybody, and pooled buffers for those that must wait.
+
+The common turn needs no memory of its own: it receives into `BufferPool.shared` and sends from it.
+Bytes that cannot leave in the same turn move to a buffer that belongs to one owner. Invariants:
+
+- a buffer is at most four times as large as the bytes it was asked for (smallest class aside), so
+  memory grows with what has arrived and never with what was announced;
+- ``held`` is the sum of all buffers given out and never passes ``limit``;
+- buffers are kept for reuse: a fresh megabyte costs 256 page faults, more than copying it.
+"""
+
+from collections.abc import Callable, Hashable
+
+RECEIVE_BYTES = 256 * 1024
+"""What one connection may receive in one turn: large enough that calls into the kernel weigh
+little, small enough to stay in the second-level cache and to give the other connections a turn."""
+
+HEADROOM_BYTES = 64
+"""Added to each class, so that a body whose size is a power of two fits together with a header."""
+
+_SMALLEST = 1024
+_FACTOR = 4
+
+
+class BufferPool:
+    """Buffers by size class, and an account of who holds how much.
+
+    Args:
+        limit: the most that may be given out, in bytes.
+        keep: how many bytes of unused buffers are kept for reuse.
+
+    Attributes:
+        alarm: past so many bytes given out, `on_alarm` is called with each further request.
+        make_room: called when a request would pass the limit, with the bytes needed and the owner
+            that asks; frees what it can before it returns.
+    """
+
+    __slots__ = (
+        "_free",
+        "_idle",
+        "_keep",
+        "alarm",
+        "held",
+        "held_by",
+        "limit",
+        "make_room",
+        "on_alarm",
+        "shared",
+    )
+
+    def __init__(self, limit: int, keep: int = 16 * 1024 * 1024) -> None:
+        self.shared = memoryview(bytearray(RECEIVE_BYTES + HEADROOM_BYTES))
+        self.limit = limit
+        self.alarm = limit
+        self.on_alarm: Callable[[], None] = lambda: None
+        self.make_room: Callable[[int, Hashable], None] = lambda _size, _owner: None
+        self.held = 0
+        self.held_by: dict[Hashable, int] = {}
+        self._free: dict[int, list[memoryview]] = {}
+        self._idle = 0
+        self._keep = keep
+
+    def acquire(self, size: int, owner: Hashable) -> memoryview | None:
+        """Give out a buffer of at least ``size`` bytes; its content is undefined.
+
+        Args:
+            size: bytes needed now.
+            owner: on whose account.
+
+        Returns:
+            A buffer, or None if the limit is reached and `make_room` freed too little.
+        """
+        capacity = _capacity(size)
+        if self.held + capacity > self.limit:
+            self.make_room(capacity, owner)
+            if self.held + capacity > self.limit:
+                return None
+        self.held += capacity
+        self.held_by[owner] = self.held_by.get(owner, 0) + capacity
+        if self.held > self.alarm:
+            self.on_alarm()
+        free = self._free.get(capacity)
+        if free:
+            self._idle -= capacity
+            return free.pop()
+        return memoryview(bytearray(capacity))
+
+    def release(self, buffer: memoryview, owner: Hashable) -> None:
+        """Take back a buffer; views of it must not be used any more.
+
+        Args:
+            buffer: the view that `acquire` returned.
+            owner: the account it was given out on.
+        """
+        capacity = len(buffer)
+        self.held -= capacity
+        rest = self.held_by[owner] - capacity
+        if rest:
+            self.held_by[owner] = rest
+        else:
+            del self.held_by[owner]
+        if self._idle + capacity <= self._keep:
+            self._idle += capacity
+            self._free.setdefault(capacity, []).append(buffer)
+
+
+def _capacity(size: int) -> int:
+    capacity = _SMALLEST
+    while capacity + HEADROOM_BYTES < size:
+        capacity *= _FACTOR
+    return capacity + HEADROOM_BYTES

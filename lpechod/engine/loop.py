@@ -1,0 +1,201 @@
+"""The loop: one turn waits for readiness, dispatches it, expires timers and closes what has ended.
+
+Rules that hold for everything that runs in a turn:
+
+- time is read once, when the wait returns, and passed down. Whoever is late is late, nobody early;
+- work created during a turn waits for the next one (`Loop.again`, timers), so a turn always ends;
+- a descriptor is closed at the end of the turn only (`Loop.defer_close`). Inside a batch of events
+  its number therefore cannot come back as somebody else's;
+- what a source raises is a defect of ours. It costs that source, and not the other ten thousand.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+from lpechod.engine.clock import Clock
+from lpechod.engine.poller import Poller
+from lpechod.engine.wheel import NEVER, Timer, TimerWheel
+
+TICKS_PER_SECOND = 10
+"""Resolution of deadlines. The shortest that make sense over a network are some hundred
+milliseconds; a finer tick only wakes the process more often."""
+
+_LONGEST_SLEEP_SECONDS = 86_400.0
+"""epoll_wait(2) and poll(2) take milliseconds in an int: 24.8 days. A turn a day costs nothing."""
+
+
+class Source(Protocol):
+    """Owner of a descriptor."""
+
+    def on_ready(self, mask: int, now: float) -> None:
+        """Handle readiness: a mask as in `lpechod.engine.poller`, and the time in seconds."""
+
+    def on_failure(self, error: Exception, now: float) -> None:
+        """Give up: a call from the loop raised ``error``, which is a defect of ours."""
+
+
+class Closing(Protocol):
+    """Something whose descriptor waits to be closed."""
+
+    def close(self) -> None:
+        """Close it now."""
+
+
+class Loop:
+    """An event loop for one thread.
+
+    Args:
+        poller: tells readiness; closed with the loop.
+        clock: seconds that never go back.
+        on_turn: called at the end of each turn with the time it took, in seconds from the return of
+            one wait to the start of the next, and the number of events it handled.
+    """
+
+    __slots__ = (
+        "_again",
+        "_clock",
+        "_closing",
+        "_on_turn",
+        "_poller",
+        "_sources",
+        "_stopped",
+        "_wheel",
+        "edge_triggered",
+        "now",
+    )
+
+    def __init__(
+        self,
+        poller: Poller,
+        clock: Clock,
+        on_turn: Callable[[float, int], None] = lambda _seconds, _events: None,
+    ) -> None:
+        self._poller = poller
+        self.edge_triggered = poller.edge_triggered
+        self._clock = clock
+        self._on_turn = on_turn
+        self._sources: dict[int, Source] = {}
+        self._again: dict[Source, int] = {}
+        self._closing: list[Closing] = []
+        self._stopped = False
+        self.now = clock()
+        self._wheel = TimerWheel(tick=math.floor(self.now * TICKS_PER_SECOND))
+
+    def turn(self) -> None:
+        """Wait until something is due, and do it."""
+        again, self._again = self._again, {}
+        ready = self._poller.poll(0.0 if again else self._time_to_sleep())
+        now = self.now = self._clock()
+        sources = self._sources
+        for fd, mask in ready:
+            source = sources.get(fd)
+            if source is None:
+                continue  # An earlier event of this batch has unregistered it.
+            try:
+                source.on_ready(mask, now)
+            except Exception as error:  # noqa: BLE001 - a defect ends its own source only.
+                source.on_failure(error, now)
+        for source, mask in again.items():
+            try:
+                source.on_ready(mask, now)
+            except Exception as error:  # noqa: BLE001 - likewise.
+                source.on_failure(error, now)
+        if now * TICKS_PER_SECOND >= self._wheel.next_tick():
+            self._expire(now)
+        while self._closing:
+            self._closing.pop().close()
+        self._on_turn(self._clock() - now, len(ready) + len(again))
+
+    def run(self) -> None:
+        """Turn until `stop` is called."""
+        while not self._stopped:
+            self.turn()
+
+    def stop(self) -> None:
+        """End `run` after the present turn."""
+        self._stopped = True
+
+    def close(self) -> None:
+        """Close the poller. The descriptors belong to their sources."""
+        self._poller.close()
+
+    def _time_to_sleep(self) -> float | None:
+        tick = self._wheel.next_tick()
+        if tick == NEVER:
+            return None
+        return min(max(0.0, tick / TICKS_PER_SECOND - self._clock()), _LONGEST_SLEEP_SECONDS)
+
+    def _expire(self, now: float) -> None:
+        for timer in self._wheel.advance(math.floor(now * TICKS_PER_SECOND)):
+            if not timer.claim():
+                continue  # One that fired before it has called it off.
+            try:
+                timer.on_deadline(now)
+            except Exception as error:  # noqa: BLE001 - as for descriptors.
+                timer.on_failure(error, now)
+
+    # Descriptors.
+
+    def register(self, fd: int, source: Source, mask: int) -> None:
+        """Watch a descriptor for a source; see `lpechod.engine.poller` for the mask."""
+        self._poller.register(fd, mask)
+        self._sources[fd] = source
+
+    def modify(self, fd: int, mask: int) -> None:
+        """Change what a descriptor is watched for."""
+        self._poller.modify(fd, mask)
+
+    def unregister(self, fd: int) -> None:
+        """Stop to watch a descriptor; before it is closed, since its number may come back."""
+        self._poller.unregister(fd)
+        del self._sources[fd]
+
+    def again(self, source: Source, mask: int) -> None:
+        """Call ``source.on_ready(mask, ...)`` in the next turn, which will not wait.
+
+        For work that no descriptor shows: a budget ended it, or a buffer of ours holds the bytes.
+        Asking twice in a turn is asking once, with both masks.
+        """
+        self._again[source] = self._again.get(source, 0) | mask
+
+    def defer_close(self, closing: Closing) -> None:
+        """Close something at the end of this turn."""
+        self._closing.append(closing)
+
+    # Deadlines.
+
+    def schedule(self, timer: Timer, deadline: float) -> None:
+        """File a timer, or move it.
+
+        Args:
+            timer: fires in the first turn whose time is not before the deadline, up to
+                a tick and the length of a turn late, never early.
+            deadline: in seconds of the loop's clock; infinity cancels.
+        """
+        if deadline == math.inf:
+            self._wheel.cancel(timer)
+        else:
+            # The wheel may lag behind the clock, and must not take what is filed now for old.
+            present = math.floor(self.now * TICKS_PER_SECOND)
+            self._wheel.schedule(timer, max(math.ceil(deadline * TICKS_PER_SECOND), present + 1))
+
+    def hasten(self, timer: Timer, deadline: float) -> None:
+        """File a timer, or move it to an earlier deadline; a later one leaves it alone.
+
+        The cheap half of a deadline that moves with each byte: the timer fires at the old time,
+        looks where its deadline is by then, and files itself again (as in HAProxy and tokio).
+        """
+        if deadline != math.inf and not (
+            timer.filed and timer.tick <= math.ceil(deadline * TICKS_PER_SECOND)
+        ):
+            self.schedule(timer, deadline)
+
+    def cancel(self, timer: Timer) -> None:
+        """Take a timer out, filed or not."""
+        self._wheel.cancel(timer)
+
+    @property
+    def timers(self) -> int:
+        """How many timers are filed."""
+        return len(self._wheel)

@@ -1,0 +1,174 @@
+"""Accepts connections from all listeners of a worker, and stops when the kernel has nothing left.
+
+When descriptors or memory run out, accept(2) fails and leaves the connection in the queue, so a
+level-triggered listener stays ready and a loop that only tries again spins: 300,000 times a second.
+So accepting is suspended for all listeners, one line is logged, and it goes on when a connection
+has closed or a second has passed, whichever is first. A descriptor kept in reserve, to accept and
+close, was rejected: it spins as well as soon as two processes share a listener, and it turns away
+clients that a moment later could have been served.
+"""
+
+import errno
+
+from lpechod.engine.loop import Loop
+from lpechod.engine.poller import READABLE
+from lpechod.engine.wheel import Timer
+from lpechod.net.eventlog import EventLog
+from lpechod.net.listener import Listener
+from lpechod.net.service import EchoService
+
+ACCEPTS_PER_TURN = 16
+"""For each listener. Enough for 100,000 a second; a storm of them must not hold up the others."""
+
+RETRY_SECONDS = 1.0
+
+_EXHAUSTED = {
+    errno.EMFILE: "emfile",
+    errno.ENFILE: "enfile",
+    errno.ENOBUFS: "enobufs",
+    errno.ENOMEM: "enomem",
+}
+
+_ABORTED = frozenset(
+    {
+        errno.ECONNABORTED,
+        errno.EPERM,
+        errno.EPROTO,
+        errno.ENOPROTOOPT,
+        errno.EHOSTDOWN,
+        errno.ENONET,
+        errno.EHOSTUNREACH,
+        errno.EOPNOTSUPP,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ETIMEDOUT,
+    }
+)
+"""Errors of the connection that waited, not of the listener: accept(2) passes them on on Linux, and
+the next one in the queue may be well. EPERM: refused by a packet filter or a security module."""
+
+
+class Acceptor(Timer):
+    """Feeds an `EchoService`.
+
+    Args:
+        listeners: where to accept from; closed by `drain`.
+        service: what to feed.
+        loop: where to wait.
+        log: gets one line when accepting is suspended and one when it goes on.
+    """
+
+    __slots__ = ("_listeners", "_log", "_loop", "_reason", "_service", "_watched")
+
+    def __init__(
+        self, listeners: list[Listener], service: EchoService, loop: Loop, log: EventLog
+    ) -> None:
+        super().__init__()
+        self._listeners = listeners
+        self._service = service
+        self._loop = loop
+        self._log = log
+        self._reason: str | None = None
+        self._watched = False
+
+    @property
+    def accepting(self) -> bool:
+        """Whether connections are being accepted at this moment."""
+        return self._watched
+
+    def start(self) -> None:
+        """Begin to accept, or go on."""
+        if not self._watched:
+            self._watched = True
+            for listener in self._listeners:
+                self._loop.register(listener.socket.fileno(), _Door(self, listener), READABLE)
+
+    def stop(self) -> None:
+        """Leave new connections in the listeners' queues."""
+        if self._watched:
+            self._watched = False
+            for listener in self._listeners:
+                self._loop.unregister(listener.socket.fileno())
+
+    def drain(self) -> None:
+        """Serve what already waits in the queues, then close the listeners.
+
+        Closing a listening socket resets every connection in its queue.
+        """
+        for listener in self._listeners:
+            for _ in range(4096):
+                if not self._accept_one(listener):
+                    break
+        self.stop()
+        self._loop.cancel(self)
+        self._reason = None
+        for listener in self._listeners:
+            listener.close()
+        self._listeners = []
+
+    def accept(self, listener: Listener) -> None:
+        """Accept from a listener until its queue is empty or the budget is spent."""
+        for _ in range(ACCEPTS_PER_TURN):
+            if not self._accept_one(listener):
+                break
+
+    def suspend(self, reason: str) -> None:
+        """Stop to accept until a connection closes or `RETRY_SECONDS` have passed."""
+        self._service.counts.accept_pauses[reason] += 1
+        self._log.warning(
+            "accept_paused", reason=reason, connections=len(self._service.connections)
+        )
+        self._reason = reason
+        self.stop()
+        self._loop.schedule(self, self._loop.now + RETRY_SECONDS)
+
+    def resume(self) -> None:
+        """Go on if accepting is suspended; called after each close and when the time is over."""
+        if self._reason is not None:
+            self._log.info("accept_resumed", reason=self._reason)
+            self._reason = None
+            self._loop.cancel(self)
+            self.start()
+
+    def fail(self, error: Exception) -> None:
+        """Report a defect, and suspend: trying at once would meet it again."""
+        self._log.error("accept_failed", exc_info=error)
+        if self._watched:
+            self.suspend("other")
+
+    def on_deadline(self, _now: float) -> None:
+        """Try again."""
+        self.resume()
+
+    def _accept_one(self, listener: Listener) -> bool:
+        """Accept a connection; False when there is no point in trying on."""
+        try:
+            client, peer = listener.socket.accept()
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno in _ABORTED:
+                self._service.counts.rejected["aborted"] += 1
+                return True
+            if error.errno not in _EXHAUSTED:
+                raise
+            self.suspend(_EXHAUSTED[error.errno])
+            return False
+        self._service.welcome(client, peer, listener.name)
+        return True
+
+
+class _Door:
+    """A listener in the loop."""
+
+    __slots__ = ("_acceptor", "_listener")
+
+    def __init__(self, acceptor: Acceptor, listener: Listener) -> None:
+        self._acceptor = acceptor
+        self._listener = listener
+
+    def on_ready(self, _mask: int, _now: float) -> None:
+        self._acceptor.accept(self._listener)
+
+    def on_failure(self, error: Exception, _now: float) -> None:
+        self._acceptor.fail(error)

@@ -1,0 +1,28 @@
+"""What a worker counts about connections, beside the `Tally` of their bytes.
+
+All label values exist from the start, at zero: a rate over a series that appears with its first
+event misses that event.
+"""
+
+from dataclasses import dataclass, field
+
+from lpechod.wire.states import CloseReason
+from lpechod.wire.tally import Histogram
+
+REJECT_REASONS = ("max_connections", "max_connections_per_ip", "aborted", "other")
+"""Why a connection was not served: a limit, ``aborted`` (the peer was gone before we could take it)
+or ``other`` (the kernel could not watch it; the log says why)."""
+
+PAUSE_REASONS = ("emfile", "enfile", "enobufs", "enomem", "other")
+"""Why accepting was suspended: the errno of accept(2), in lower case."""
+
+
+@dataclass(slots=True)
+class ConnectionCounts:
+    """Totals since the worker started."""
+
+    accepted: int = 0
+    closed: dict[CloseReason, int] = field(default_factory=lambda: dict.fromkeys(CloseReason, 0))
+    rejected: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REJECT_REASONS, 0))
+    accept_pauses: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PAUSE_REASONS, 0))
+    durations: Histogram = field(default_factory=lambda: Histogram(0.01, 25))

@@ -1,0 +1,43 @@
+"""A connection under edge-triggered epoll(7): told of changes once, never of conditions.
+
+Who is told once has to remember. The descriptor is registered for everything and never modified;
+what the kernel will not repeat, the connection asks the loop to bring again: bytes that a full read
+has left, an end of file behind a short one, room that a gathering write has not used up, and bytes
+whose edge passed while reading was paused.
+"""
+
+from lpechod.engine.poller import EDGE, PEER_CLOSED, READABLE, WRITABLE
+from lpechod.net.connection import Connection
+
+
+class EdgeConnection(Connection):
+    """One client, edge-triggered."""
+
+    __slots__ = ()
+
+    def on_ready(self, mask: int, now: float) -> None:
+        """Handle readiness, and come again for what no edge will tell of."""
+        protocol = self.protocol
+        room = len(protocol.receive_into)
+        before = protocol.received_bytes
+        super().on_ready(mask, now)
+        count = protocol.received_bytes - before
+        # A short read has emptied the socket, unless the peer's FIN is queued behind it.
+        if count == room or (count and mask & PEER_CLOSED):
+            self._loop.again(self, mask & (READABLE | PEER_CLOSED))
+
+    def _register(self) -> None:
+        mask = READABLE | WRITABLE | PEER_CLOSED | EDGE
+        self._loop.register(self._transport.fd, self, mask)
+
+    def _watch(self, interest: int) -> None:
+        if interest & ~self._interest & READABLE:
+            self._loop.again(self, READABLE | PEER_CLOSED)
+
+    def _flush(self, now: float) -> None:
+        offered = sum(map(len, self.protocol.data_to_send()))
+        before = self.protocol.unsent_bytes
+        super()._flush(now)
+        # The kernel took all that was offered, so it would take more, and will say so to nobody.
+        if self.protocol.wants_write and before - self.protocol.unsent_bytes == offered:
+            self._loop.again(self, WRITABLE)

@@ -1,0 +1,211 @@
+"""Listening sockets: from an address in the configuration to descriptors that accept.
+
+Names are looked up here, once, before the loop runs: getaddrinfo(3) blocks. Every address is tried
+before anything is reported, so an operator sees all that is wrong with one start.
+"""
+
+import errno
+import fcntl
+import os
+import socket
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lpechod.net.address import Address, TcpAddress, UnixAddress
+
+_WILDCARD_V6 = "::"
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerSettings:
+    """Where to listen, and how many connections may wait to be accepted.
+
+    The kernel caps ``backlog`` at net.core.somaxconn without a word (listen(2)).
+    """
+
+    address: Address
+    backlog: int = 4096
+
+
+class ListenError(Exception):
+    """Some addresses could not be listened on; one line for each in ``problems``."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+class Listener:
+    """One listening socket.
+
+    Args:
+        listening: the socket; made non-blocking here and owned from now on.
+        path: its file, if it is a UNIX socket that we have made.
+    """
+
+    __slots__ = ("_inode", "_path", "name", "socket")
+
+    def __init__(self, listening: socket.socket, path: str | None = None) -> None:
+        listening.setblocking(False)
+        if listening.family != socket.AF_UNIX:
+            # Connections inherit it: one system call less for each of them (tcp(7)).
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket = listening
+        self.name = _name(listening)
+        self._path = path
+        self._inode = _inode(path) if path is not None else None
+
+    def close(self) -> None:
+        """Close the socket, and remove its file if that is still ours."""
+        self.socket.close()
+        if self._path is not None and _inode(self._path) == self._inode:
+            Path(self._path).unlink()
+
+
+def open_listeners(settings: Iterable[ListenerSettings]) -> list[Listener]:
+    """Listen on every address, each of which a name may stand for several of.
+
+    Args:
+        settings: the addresses.
+
+    Raises:
+        ListenError: at least one cannot be listened on; all others have been closed again.
+    """
+    listeners: list[Listener] = []
+    problems: list[str] = []
+    for wanted in settings:
+        try:
+            listeners += _open(wanted)
+        except OSError as error:
+            problems.append(f"cannot listen on {wanted.address}: {_explain(error, wanted.address)}")
+    if problems:
+        for listener in listeners:
+            listener.close()
+        raise ListenError(problems)
+    return listeners
+
+
+def _open(wanted: ListenerSettings) -> list[Listener]:
+    address = wanted.address
+    if isinstance(address, UnixAddress):
+        return [_open_unix(address.path, wanted.backlog)]
+    if address.host is None:
+        try:
+            return [_open_tcp(socket.AF_INET6, (_WILDCARD_V6, address.port), wanted.backlog)]
+        except OSError as error:
+            # Every interface of a machine without IPv6.
+            if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                raise
+            return [_open_tcp(socket.AF_INET, ("", address.port), wanted.backlog)]
+    listeners: list[Listener] = []
+    try:
+        for family, sockaddr in _resolve(address):
+            listeners.append(_open_tcp(family, sockaddr, wanted.backlog))
+    except OSError:
+        for listener in listeners:
+            listener.close()
+        raise
+    return listeners
+
+
+def _resolve(address: TcpAddress) -> list[tuple[socket.AddressFamily, tuple[object, ...]]]:
+    found = socket.getaddrinfo(
+        address.host,
+        address.port,
+        type=socket.SOCK_STREAM,
+        flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV,
+    )
+    # A name with several entries in the hosts file may bring the same address twice.
+    return list(dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in found))
+
+
+def _open_tcp(family: socket.AddressFamily, sockaddr: tuple[object, ...], backlog: int) -> Listener:
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        # Only for connections in TIME_WAIT; two listeners still exclude each other (socket(7)).
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            dual_stack = sockaddr[0] == _WILDCARD_V6
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dual_stack)
+        listening.bind(sockaddr)
+        listening.listen(backlog)
+        return Listener(listening)
+    except OSError:
+        listening.close()
+        raise
+
+
+def _open_unix(path: str, backlog: int) -> Listener:
+    # Two daemons that start at once must not both find the same stale file: the second would
+    # then remove the socket that the first has just made. A lock on the directory admits one.
+    directory = os.open(Path(path).parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        try:
+            listening.bind(path)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            _remove_stale(path)
+            listening.bind(path)
+        listening.listen(backlog)
+        return Listener(listening, path)
+    except OSError:
+        listening.close()
+        raise
+    finally:
+        os.close(directory)
+
+
+def _remove_stale(path: str) -> None:
+    """Remove a socket file that nobody listens on any more; leave everything else alone.
+
+    Raises:
+        OSError: it is no socket, or somebody listens.
+    """
+    if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        raise FileExistsError(errno.EEXIST, "a file that is not a socket is in the way")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            Path(path).unlink()
+            return
+        except BlockingIOError:
+            pass  # A full backlog: somebody is there.
+    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+
+
+def _explain(error: OSError, address: Address) -> str:
+    """Say what went wrong and, where there is one, the way out."""
+    reason = error.strerror or str(error)
+    if isinstance(error, socket.gaierror):
+        return f"{reason} (is the host name right?)"
+    if error.errno == errno.EADDRINUSE:
+        if isinstance(address, TcpAddress):
+            return f"{reason} (see who has it: ss -ltnp 'sport = :{address.port}')"
+        return f"{reason} (another process listens on it)"
+    if error.errno == errno.EACCES and isinstance(address, TcpAddress):
+        return f"{reason} (ports below 1024 need CAP_NET_BIND_SERVICE)"
+    if error.errno == errno.EAFNOSUPPORT:
+        return f'{reason} (no IPv6 here? ":{getattr(address, "port", "PORT")}" takes what there is)'
+    return reason
+
+
+def _inode(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _name(listening: socket.socket) -> str:
+    bound = listening.getsockname()
+    if listening.family == socket.AF_UNIX:
+        return f"unix:{bound}"
+    return f"[{bound[0]}]:{bound[1]}" if ":" in bound[0] else f"{bound[0]}:{bound[1]}"

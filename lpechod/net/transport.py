@@ -1,0 +1,128 @@
+"""Bytes to and from one peer, over a non-blocking stream socket.
+
+A transport hides what kind of stream it is and what the kernel may say about it. There are three
+answers: a count, `BLOCKED`, and `PeerGoneError`. Every other error is a defect of ours and passes.
+"""
+
+import errno
+import os
+import socket
+from collections.abc import Sequence
+from typing import Protocol
+
+BLOCKED = -1
+"""Nothing to be received now."""
+
+PEER_GONE = frozenset(
+    {
+        errno.ECONNRESET,
+        errno.EPIPE,
+        errno.ECONNABORTED,
+        errno.ENOTCONN,
+        errno.ETIMEDOUT,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETRESET,
+        errno.ENETUNREACH,
+        errno.EPERM,  # A packet filter refuses our packets.
+    }
+)
+"""What the kernel answers when a connection is over, or its network is (tcp(7), ip(7), send(2))."""
+
+
+class PeerGoneError(Exception):
+    """The connection is over: a reset, or an error of the network. Not a fault of ours."""
+
+
+class Transport(Protocol):
+    """One stream. `fd` is what a poller watches."""
+
+    fd: int
+
+    def receive(self, buffer: memoryview) -> int:
+        """Receive into a buffer.
+
+        Returns:
+            The count of bytes; 0 at the end of the stream; `BLOCKED` if there is nothing now.
+
+        Raises:
+            PeerGoneError: the connection is over.
+        """
+
+    def send(self, data: memoryview) -> int:
+        """Send as much as the kernel takes, and return how many bytes that were, possibly 0.
+
+        Raises:
+            PeerGoneError: the connection is over.
+        """
+
+    def send_many(self, views: Sequence[memoryview]) -> int:
+        """Send several buffers with one call; otherwise as `send`."""
+
+    def end(self) -> None:
+        """End our direction: the peer sees the end of the stream behind all that was sent."""
+
+    def close(self) -> None:
+        """Close the descriptor."""
+
+
+class PlainTransport:
+    """A connected stream socket, TCP or UNIX.
+
+    readv(2) and write(2) on the descriptor instead of the socket's methods: these also look at
+    time-outs that we never set. SIGPIPE, which write(2) could raise, is ignored by the process.
+
+    Args:
+        connected: the socket; made non-blocking here and owned from now on.
+    """
+
+    __slots__ = ("_socket", "fd")
+
+    def __init__(self, connected: socket.socket) -> None:
+        connected.setblocking(False)
+        self._socket = connected
+        self.fd = connected.fileno()
+
+    def receive(self, buffer: memoryview) -> int:
+        """Receive into a buffer; see `Transport.receive`."""
+        try:
+            return os.readv(self.fd, (buffer,))
+        except BlockingIOError:
+            return BLOCKED
+        except OSError as error:
+            raise _translated(error) from error
+
+    def send(self, data: memoryview) -> int:
+        """Send; see `Transport.send`."""
+        try:
+            return os.write(self.fd, data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise _translated(error) from error
+
+    def send_many(self, views: Sequence[memoryview]) -> int:
+        """Send several buffers; see `Transport.send_many`."""
+        try:
+            return os.writev(self.fd, views)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise _translated(error) from error
+
+    def end(self) -> None:
+        """Send a FIN; on a connection that is already gone there is nothing to end."""
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            if error.errno not in PEER_GONE:
+                raise
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+
+def _translated(error: OSError) -> Exception:
+    return PeerGoneError(error.strerror) if error.errno in PEER_GONE else error

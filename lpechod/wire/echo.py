@@ -1,0 +1,416 @@
+"""One connection's side of the echo protocol, without its socket.
+
+`EchoProtocol` is told what happened (bytes, end of file, reset, time) and states what it wants:
+`wants_read`, `wants_write`, `next_deadline`. It does no I/O and reads no clock, so each of its
+behaviours can be replayed byte by byte. Invariants:
+
+- a frame is echoed once it is whole, byte-identical, in order, and never in part;
+- it holds what has arrived and not left, never what was announced;
+- nothing is read beyond the high watermark of pending echoes, until they are below the low one;
+- time that we spent not reading is never counted against the peer.
+
+Two paths lead through it. The *steady* one, for an open connection that holds nothing: bytes arrive
+in the buffer that all connections share, and the part of it that is whole frames is returned to be
+sent from there. Everything else goes through a buffer of the connection's own and a queue.
+"""
+
+import math
+from collections.abc import Hashable
+
+from lpechod.wire.frames import HEADER_BYTES, SIZE_CLASSES, TOO_LARGE, scan
+from lpechod.wire.partial import PartialFrame
+from lpechod.wire.pending import Buffers, PendingEchoes
+from lpechod.wire.settings import EchoSettings
+from lpechod.wire.states import CloseReason, Event, State, next_state
+from lpechod.wire.tally import Tally
+
+FRAMES_PER_TURN = 1024
+"""Most frames looked at in one go: about 0.1 ms. 256 KiB can hold 65,536 empty frames, and whoever
+sends those must not make the others wait until all are counted."""
+
+_READING = frozenset({State.OPEN, State.DRAINING})
+
+# Why reading is paused, as bits.
+_WATERMARK = 1
+_PRESSURE = 2
+
+
+class EchoProtocol:
+    """The echo protocol for one connection.
+
+    Receive into `receive_into`, hand the count to `receive_data`, and send what it returns before
+    anybody else receives; what the kernel does not take goes to `unsent`. While `wants_write`, send
+    `data_to_send` and report to `bytes_sent`. When `changed` is set after a call, call `advance`
+    and look at the predicates, the state and `next_deadline` again.
+
+    Args:
+        settings: limits and time-outs, shared by all connections.
+        buffers: source of memory; where there is none, the connection ends with reason `overload`.
+        tally: where to count.
+        owner: on whose account to acquire memory.
+        now: time in seconds, like every ``now`` below; it never goes back.
+    """
+
+    __slots__ = (
+        "_active_at",
+        "_boundary_reason",
+        "_buffers",
+        "_drain_until",
+        "_expires_at",
+        "_linger_until",
+        "_owner",
+        "_partial",
+        "_paused",
+        "_paused_at",
+        "_pending",
+        "_progress_at",
+        "_settings",
+        "_steady",
+        "_tally",
+        "changed",
+        "close_reason",
+        "echoed_bytes",
+        "frames",
+        "receive_into",
+        "received_bytes",
+        "state",
+        "unsent_bytes",
+    )
+
+    def __init__(
+        self, settings: EchoSettings, buffers: Buffers, tally: Tally, owner: Hashable, now: float
+    ) -> None:
+        self.state = State.OPEN
+        self.close_reason: CloseReason | None = None
+        self.changed = False
+        self.frames = 0
+        self.received_bytes = 0
+        self.echoed_bytes = 0
+        self.unsent_bytes = 0
+        self.receive_into = buffers.shared
+        self._settings = settings
+        self._buffers = buffers
+        self._tally = tally
+        self._owner = owner
+        self._steady = True
+        self._partial: PartialFrame | None = None
+        self._pending: PendingEchoes | None = None
+        self._paused = 0
+        self._boundary_reason = CloseReason.DRAINED
+        self._expires_at = now + settings.lifetime_s
+        self._drain_until = math.inf
+        self._active_at = self._paused_at = self._linger_until = self._progress_at = now
+
+    # Receiving.
+
+    def receive_data(self, count: int, now: float) -> memoryview | None:
+        """Take ``count`` bytes that were received into `receive_into`.
+
+        Returns:
+            Echoes in the shared buffer, to be sent at once, or None. They count as sent.
+        """
+        self.received_bytes += count
+        self._tally.received_bytes += count
+        self._active_at = now
+        if not self._steady:
+            self._receive_unsteady(count, now)
+            return None
+        shared = self.receive_into
+        whole, frames, need = self._scan(shared, count)
+        if whole != count:
+            self._keep(shared[whole:count], need, now)
+        return shared[:whole] if frames else None
+
+    def unsent(self, echo: memoryview, sent: int, now: float) -> None:
+        """Queue what the kernel did not take of the echoes that `receive_data` returned.
+
+        Args:
+            echo: what was returned.
+            sent: how many bytes of it were taken.
+            now: the time.
+        """
+        # It starts at a frame boundary, so what is late can be counted afresh: this path is rare.
+        uncounted = [0] * SIZE_CLASSES
+        late = (
+            scan(echo, len(echo), len(echo), -1, uncounted)[1]
+            - scan(echo, sent, len(echo), -1, uncounted)[1]
+        )
+        self._enqueue_copy(echo[sent:], late, now)
+
+    def receive_eof(self, now: float) -> None:
+        """Take note that the peer has shut down its writing side."""
+        self._active_at = now
+        if self.state in _READING:
+            truncated = self._partial is not None
+            self._drop_partial()
+            self._move(
+                Event.EOF, CloseReason.TRUNCATED_FRAME if truncated else CloseReason.PEER_CLOSED
+            )
+        else:
+            self._move(Event.EOF)
+
+    def receive_reset(self) -> None:
+        """Take note that the connection is gone."""
+        self._move(Event.RESET, CloseReason.RESET)
+
+    def resume(self, now: float) -> None:
+        """Go on with frames that `FRAMES_PER_TURN` left over; to be called while `has_backlog`."""
+        if self._partial is not None:
+            self._scan_partial(self._partial, now)
+        self.changed = True
+
+    # Sending.
+
+    def data_to_send(self) -> list[memoryview]:
+        """Return pending echoes, oldest first, for one gathering write."""
+        return self._pending.views() if self._pending is not None else []
+
+    def bytes_sent(self, count: int, now: float) -> None:
+        """Drop ``count`` bytes from the front of the pending echoes: the kernel has them."""
+        pending = self._pending
+        if not count or pending is None:
+            return
+        self._progress_at = self._active_at = now
+        pending.drop_sent(count, now)
+        self.unsent_bytes -= count
+        if not pending.size:
+            self._pending = None
+        if self._paused & _WATERMARK and pending.size <= self._settings.low_watermark_bytes:
+            self._unpause(_WATERMARK, now)
+        self._update_steady()
+        self.changed = True
+
+    # What it wants.
+
+    @property
+    def wants_read(self) -> bool:
+        """Whether to receive: not while echoes pile up, nor while received bytes are unscanned."""
+        if self.state in _READING:
+            return not self._paused and (self._partial is None or not self._partial.scannable)
+        return self.state is State.LINGERING
+
+    @property
+    def wants_write(self) -> bool:
+        """Whether echoes are pending."""
+        return self._pending is not None
+
+    @property
+    def has_backlog(self) -> bool:
+        """Whether received bytes wait for `resume`; no descriptor will tell."""
+        return (
+            self._partial is not None
+            and self._partial.scannable
+            and not self._paused
+            and self.state in _READING
+        )
+
+    def next_deadline(self) -> float:
+        """Return when `handle_deadline` has something to do unless more happens; inf is never."""
+        settings = self._settings
+        if self.state is State.LINGERING:
+            return min(self._linger_until, self._drain_until)
+        deadline = min(self._drain_until, self._expires_at)
+        if self._pending is not None:
+            deadline = min(deadline, self._progress_at + settings.write_s)
+        if self.state in _READING and not self._paused:
+            if self._partial is not None:
+                deadline = min(deadline, self._frame_deadline(self._partial))
+            elif self._pending is None:
+                deadline = min(deadline, self._active_at + settings.idle_s)
+        return deadline
+
+    # What time and the operator decide.
+
+    def handle_deadline(self, now: float) -> None:
+        """Act on every deadline that has passed."""
+        settings = self._settings
+        if now >= self._expires_at:
+            self._expires_at = math.inf
+            self._boundary_reason = CloseReason.LIFETIME
+            self._move(Event.DRAIN)
+        if now >= self._drain_until:
+            self.abort(CloseReason.DRAIN_TIMEOUT)
+        elif self.state is State.LINGERING:
+            if now >= self._linger_until:
+                self._move(Event.LINGERED)
+        elif self._pending is not None and now >= self._progress_at + settings.write_s:
+            self._drop_partial()
+            self._drop_pending()
+            self._linger_until = now + settings.linger_s
+            self._move(Event.STALLED, CloseReason.WRITE_TIMEOUT)
+        elif self.state in _READING and not self._paused:
+            if self._partial is not None:
+                if now >= self._frame_deadline(self._partial):
+                    self._refuse(CloseReason.FRAME_TIMEOUT)
+            elif self._pending is None and now >= self._active_at + settings.idle_s:
+                self._refuse(CloseReason.IDLE_TIMEOUT)
+
+    def drain(self, until: float) -> None:
+        """End at the next frame boundary with nothing pending, or at time ``until`` regardless."""
+        self._drain_until = min(self._drain_until, until)
+        self._move(Event.DRAIN)
+
+    def abort(self, reason: CloseReason) -> None:
+        """End it now and drop whatever is pending."""
+        self._move(Event.ABORT, reason)
+
+    def advance(self, now: float) -> None:
+        """Make the transitions that need no further input, and clear `changed`."""
+        if self.state is State.DRAINING and self._partial is None and self._pending is None:
+            self._move(Event.BOUNDARY, self._boundary_reason)
+        if self.state in (State.FLUSHING, State.FINISHING) and self._pending is None:
+            self._linger_until = now + self._settings.linger_s
+            self._move(Event.FLUSHED)
+        self.changed = False
+
+    def pause(self, now: float) -> None:
+        """Stop reading until `unpause`: memory is short."""
+        self._pause(_PRESSURE, now)
+
+    def unpause(self, now: float) -> None:
+        """Take back `pause`."""
+        self._unpause(_PRESSURE, now)
+
+    # The unsteady path.
+
+    def _receive_unsteady(self, count: int, now: float) -> None:
+        if self.state not in _READING:
+            return  # Lingering: received to be dropped.
+        partial = self._partial
+        if partial is None:
+            shared = self.receive_into
+            whole, frames, need = self._scan(shared, count)
+            if frames:
+                self._enqueue_copy(shared[:whole], frames, now)
+            self._keep(shared[whole:count], need, now)
+        else:
+            partial.have += count
+            if partial.scannable:
+                self._scan_partial(partial, now)
+            else:
+                self._aim(partial)
+        self.changed = True
+
+    def _scan_partial(self, partial: PartialFrame, now: float) -> None:
+        """Move the whole frames to the queue, buffer and all; what follows them begins anew."""
+        buffer = partial.buffer
+        whole, frames, need = self._scan(buffer, partial.have)
+        if need == TOO_LARGE and not frames:
+            self._refuse(CloseReason.FRAME_TOO_LARGE)
+        elif not frames:
+            partial.need = need
+            self._aim(partial)
+        else:
+            self._partial = None
+            self.receive_into = self._buffers.shared
+            self._queue(now).append(buffer, whole, frames, now)
+            self._enqueued(whole, now)
+            self._keep(buffer[whole : partial.have], need, now)
+
+    def _scan(self, buffer: memoryview, end: int) -> tuple[int, int, int]:
+        tally = self._tally
+        whole, frames, need = scan(
+            buffer, end, self._settings.max_frame_bytes, FRAMES_PER_TURN, tally.frame_sizes
+        )
+        self.frames += frames
+        tally.frames += frames
+        self.echoed_bytes += whole
+        tally.echoed_bytes += whole
+        return whole, frames, need
+
+    def _keep(self, rest: memoryview, need: int, now: float) -> None:
+        """Keep what has arrived of a frame, or act on what it announces."""
+        if self.state not in _READING:
+            return
+        if need == TOO_LARGE:
+            self._refuse(CloseReason.FRAME_TOO_LARGE)
+        elif rest:
+            partial = PartialFrame.begin(self._buffers, self._owner, rest, need, now)
+            if partial is None:
+                self.abort(CloseReason.OVERLOAD)
+                return
+            self._partial = partial
+            self._steady = False
+            self.changed = True
+            if not partial.scannable:
+                self._aim(partial)
+
+    def _aim(self, partial: PartialFrame) -> None:
+        room = partial.room()
+        if room is None:
+            self.abort(CloseReason.OVERLOAD)
+        else:
+            self.receive_into = room
+
+    def _enqueue_copy(self, echo: memoryview, frames: int, now: float) -> None:
+        if self.state is State.CLOSED or not self._queue(now).append_copy(echo, frames, now):
+            self._tally.unsent_bytes += len(echo)
+            self.unsent_bytes += len(echo)
+            if self.state is not State.CLOSED:
+                self.abort(CloseReason.OVERLOAD)
+        else:
+            self._enqueued(len(echo), now)
+
+    def _queue(self, now: float) -> PendingEchoes:
+        if self._pending is None:
+            self._pending = PendingEchoes(self._buffers, self._owner, self._tally)
+            self._progress_at = now
+        return self._pending
+
+    def _enqueued(self, size: int, now: float) -> None:
+        self.unsent_bytes += size
+        if self.unsent_bytes >= self._settings.high_watermark_bytes:
+            self._pause(_WATERMARK, now)
+        self._update_steady()
+        self.changed = True
+
+    # Pausing, deadlines, ending.
+
+    def _pause(self, why: int, now: float) -> None:
+        if not self._paused:
+            self._paused_at = now
+            self._tally.backpressure_pauses += 1
+        self._paused |= why
+        self.changed = True
+
+    def _unpause(self, why: int, now: float) -> None:
+        if self._paused == why:
+            if self._partial is not None:
+                self._partial.since += now - self._paused_at
+            self._active_at = now
+        self._paused &= ~why
+        self.changed = True
+
+    def _frame_deadline(self, partial: PartialFrame) -> float:
+        settings = self._settings
+        body = max(0, partial.need - HEADER_BYTES)
+        return partial.since + settings.frame_s + body / settings.min_rate_bytes_per_s
+
+    def _refuse(self, reason: CloseReason) -> None:
+        self._drop_partial()
+        self._move(Event.REFUSE, reason)
+
+    def _move(self, event: Event, reason: CloseReason | None = None) -> None:
+        """Change the state: the only place that does. The first reason stays."""
+        self.state = next_state(self.state, event)
+        if self.close_reason is None:
+            self.close_reason = reason
+        if self.state is State.CLOSED:
+            self._drop_partial()
+            self._drop_pending()
+        self._update_steady()
+        self.changed = True
+
+    def _update_steady(self) -> None:
+        self._steady = self.state is State.OPEN and self._partial is None and self._pending is None
+
+    def _drop_partial(self) -> None:
+        if self._partial is not None:
+            self._partial.release()
+            self._partial = None
+            self.receive_into = self._buffers.shared
+
+    def _drop_pending(self) -> None:
+        if self._pending is not None:
+            self._pending.discard()
+            self._pending = None

@@ -1,0 +1,77 @@
+"""A frame that has not arrived whole, in a buffer of its own that it is received into directly."""
+
+from collections.abc import Hashable
+
+from lpechod.wire.frames import HEADER_BYTES
+from lpechod.wire.pending import Buffers
+
+
+class PartialFrame:
+    """What has arrived of a frame; or, with a ``need`` that ``have`` covers, unscanned frames.
+
+    The buffer grows fourfold when it is full, so memory follows the bytes that arrived and never
+    the length that the header announces.
+
+    Args:
+        buffers: source of memory.
+        owner: on whose account to take it.
+        buffer: a buffer from there.
+        have: how many bytes of it are valid.
+        need: size of the frame with its header, in bytes; `HEADER_BYTES` until the header is whole.
+        now: when its first byte arrived, in seconds.
+    """
+
+    __slots__ = ("_buffers", "_owner", "buffer", "have", "need", "since")
+
+    def __init__(
+        self,
+        buffers: Buffers,
+        owner: Hashable,
+        buffer: memoryview,
+        have: int,
+        need: int,
+        now: float,
+    ) -> None:
+        self._buffers = buffers
+        self._owner = owner
+        self.buffer = buffer
+        self.have = have
+        self.need = need
+        self.since = now
+
+    @classmethod
+    def begin(
+        cls, buffers: Buffers, owner: Hashable, received: memoryview, need: int, now: float
+    ) -> "PartialFrame | None":
+        """Copy what has been received into a buffer of its own; None if there is no memory."""
+        have = len(received)
+        buffer = buffers.acquire(have, owner)
+        if buffer is None:
+            return None
+        buffer[:have] = received
+        return cls(buffers, owner, buffer, have, need, now)
+
+    @property
+    def scannable(self) -> bool:
+        """Whether all that was asked for is there, so that a look at it will tell more."""
+        return self.need <= self.have
+
+    def room(self) -> memoryview | None:
+        """Return where the next bytes go; None if there is no memory for them.
+
+        Never past the frame's end: what follows belongs into the shared buffer, and a frame that
+        ends where a read ends is a boundary at which a draining connection can be closed.
+        """
+        have, need = self.have, self.need
+        if have == len(self.buffer):
+            larger = self._buffers.acquire(min(need, have * 4), self._owner)
+            if larger is None:
+                return None
+            larger[:have] = self.buffer
+            self.release()
+            self.buffer = larger
+        return self.buffer[have:] if need <= HEADER_BYTES else self.buffer[have:need]
+
+    def release(self) -> None:
+        """Give the buffer back."""
+        self._buffers.release(self.buffer, self._owner)

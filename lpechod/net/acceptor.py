@@ -9,13 +9,15 @@ clients that a moment later could have been served.
 """
 
 import errno
+import socket
+from collections.abc import Callable
 
 from lpechod.engine.loop import Loop
 from lpechod.engine.poller import READABLE
 from lpechod.engine.wheel import Timer
+from lpechod.net.counts import ConnectionCounts
 from lpechod.net.eventlog import EventLog
 from lpechod.net.listener import Listener
-from lpechod.net.service import EchoService
 
 ACCEPTS_PER_TURN = 16
 """For each listener. Enough for 100,000 a second; a storm of them must not hold up the others."""
@@ -49,23 +51,30 @@ the next one in the queue may be well. EPERM: refused by a packet filter or a se
 
 
 class Acceptor(Timer):
-    """Feeds an `EchoService`.
+    """Accepts for one service.
 
     Args:
         listeners: where to accept from; closed by `drain`.
-        service: what to feed.
+        welcome: called with each accepted socket, the peer's address and the listener's name.
+        counts: where to count what could not be accepted.
         loop: where to wait.
         log: gets one line when accepting is suspended and one when it goes on.
     """
 
-    __slots__ = ("_listeners", "_log", "_loop", "_reason", "_service", "_watched")
+    __slots__ = ("_counts", "_listeners", "_log", "_loop", "_reason", "_watched", "_welcome")
 
     def __init__(
-        self, listeners: list[Listener], service: EchoService, loop: Loop, log: EventLog
+        self,
+        listeners: list[Listener],
+        welcome: Callable[[socket.socket, object, str], None],
+        counts: ConnectionCounts,
+        loop: Loop,
+        log: EventLog,
     ) -> None:
         super().__init__()
         self._listeners = listeners
-        self._service = service
+        self._welcome = welcome
+        self._counts = counts
         self._loop = loop
         self._log = log
         self._reason: str | None = None
@@ -114,10 +123,9 @@ class Acceptor(Timer):
 
     def suspend(self, reason: str) -> None:
         """Stop to accept until a connection closes or `RETRY_SECONDS` have passed."""
-        self._service.counts.accept_pauses[reason] += 1
-        self._log.warning(
-            "accept_paused", reason=reason, connections=len(self._service.connections)
-        )
+        self._counts.accept_pauses[reason] += 1
+        listeners = [listener.name for listener in self._listeners]
+        self._log.warning("accept_paused", reason=reason, listeners=listeners)
         self._reason = reason
         self.stop()
         self._loop.schedule(self, self._loop.now + RETRY_SECONDS)
@@ -148,13 +156,13 @@ class Acceptor(Timer):
             return False
         except OSError as error:
             if error.errno in _ABORTED:
-                self._service.counts.rejected["aborted"] += 1
+                self._counts.rejected["aborted"] += 1
                 return True
             if error.errno not in _EXHAUSTED:
                 raise
             self.suspend(_EXHAUSTED[error.errno])
             return False
-        self._service.welcome(client, peer, listener.name)
+        self._welcome(client, peer, listener.name)
         return True
 
 

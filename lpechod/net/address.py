@@ -158,7 +158,7 @@ def _parse_name(name: str) -> str:
         except ValueError as error:
             raise ValueError(f'"{name}" is not an IPv4 address') from error
     if len(name) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
-        hint = "" if name.isascii() else "; write an international name in its xn-- form"
+        hint = "" if name.isascii() else "; names in other scripts have an xn-- form"
         raise ValueError(f'"{name}" is not a host name{hint}')
     return name
 

@@ -1,0 +1,86 @@
+"""The command line: arguments in, exit status out.
+
+Exit status: 0, 1 for a failure at run time, 2 for wrong usage, 78 for a wrong configuration
+(EX_CONFIG of sysexits.h, which systemd shows by that name).
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lpechod import __version__
+from lpechod.ops.config import (
+    DEFAULT_PATH,
+    Config,
+    ConfigError,
+    dump_config,
+    json_schema,
+    load_config,
+)
+from lpechod.process.daemon import serve
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser; the manual page is made from it."""
+    parser = argparse.ArgumentParser(
+        prog="lpechod",
+        description="Echo length-prefixed frames over TCP, to measure and test against.",
+        epilog="Exit status: 0 success, 1 failure at run time, 2 usage, 78 configuration.",
+    )
+    parser.add_argument("--version", action="version", version=f"lpechod {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in (
+        ("serve", "run the daemon in the foreground"),
+        ("check", "check the configuration and print OK, or every problem"),
+        ("config", "print the effective configuration as TOML"),
+    ):
+        command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
+        command.add_argument(
+            "--config",
+            type=Path,
+            default=DEFAULT_PATH,
+            metavar="FILE",
+            help="configuration file (default: %(default)s)",
+        )
+    text = "print the JSON Schema of the configuration file, for editors"
+    commands.add_parser("schema", help=text, description=text.capitalize() + ".")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: arguments without the program's name; None takes those of the process.
+
+    Returns:
+        The exit status.
+    """
+    arguments = build_parser().parse_args(argv)
+    try:
+        if arguments.command == "schema":
+            return _print(json.dumps(json_schema(), indent=2))
+        return _run(arguments.command, load_config(arguments.config))
+    except ConfigError as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        return os.EX_CONFIG
+
+
+def _run(command: str, config: Config) -> int:
+    if command == "serve":
+        return serve(config)
+    return _print("OK" if command == "check" else dump_config(config).rstrip("\n"))
+
+
+def _print(text: str) -> int:
+    """Print to standard output; that nobody reads it to the end (``| head``) is no failure."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # The interpreter would try to flush once more at exit, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0

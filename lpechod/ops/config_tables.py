@@ -1,0 +1,207 @@
+"""The tables of the configuration file: every key, its default and what it is for.
+
+These models are the only definition of the keys. The example file, the JSON Schema and the output
+of ``lpechod config`` come from their descriptions and defaults, or are tested against them. A check
+that spans keys of a table stands at the later key: so it is reported along with all other problems.
+"""
+
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+from lpechod.net.address import TcpAddress
+from lpechod.ops.config_errors import Conflict, refuse
+from lpechod.ops.config_types import (
+    Count,
+    Duration,
+    ListenAddress,
+    OptionalAddress,
+    Poller,
+    Rate,
+    Size,
+    Timeout,
+    Workers,
+)
+from lpechod.ops.units import format_size
+
+# Descriptors are C ints: nothing that is counted here can outnumber them.
+_MAX_COUNT: Final = 2**31 - 1
+
+
+def _describe_defaults(schema: dict[str, Any], model: type[BaseModel]) -> None:
+    """Show each default as it stands in a file, and leave out titles that only repeat the key."""
+    for key, default in model().model_dump(mode="json").items():
+        schema["properties"][key]["default"] = default
+        schema["properties"][key].pop("title", None)
+
+
+class Table(BaseModel):
+    """What all tables share: no unknown keys, no changes, defaults that pass the same checks."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        json_schema_extra=_describe_defaults,
+    )
+
+
+class ServerConfig(Table):
+    """The processes."""
+
+    workers: Workers = Field(
+        default=1,
+        description='Worker processes: 1 to 1024, or "auto" for one per CPU.',
+    )
+    poller: Poller = Field(
+        default="auto",
+        description="How readiness is asked for: auto, epoll, epoll-et, poll, select or kqueue.",
+    )
+    drain_timeout: Duration = Field(
+        default=30.0,
+        description='Time connections have to end on stop or reload; "0s" closes them at once.',
+    )
+
+
+class ListenConfig(Table):
+    """An address that clients connect to; repeatable."""
+
+    address: ListenAddress = Field(
+        default=TcpAddress("::", 9000),
+        description='"host:port", "[v6]:port", ":port" for every interface, or "unix:/path".',
+    )
+    backlog: Count = Field(
+        default=4096,
+        ge=1,
+        le=65535,
+        description="Connections the kernel queues for us, at most net.core.somaxconn.",
+    )
+
+
+class LimitsConfig(Table):
+    """What clients may use."""
+
+    max_frame: Size = Field(
+        default=1 << 20,
+        ge=1,
+        le=0xFFFFFFFF,
+        description="Longest frame; a client that announces a longer one is disconnected.",
+    )
+    max_connections: Count = Field(
+        default=10_000,
+        ge=1,
+        le=_MAX_COUNT,
+        description="Connections at a time, all workers together.",
+    )
+    max_connections_per_ip: Count = Field(
+        default=0,
+        ge=0,
+        le=_MAX_COUNT,
+        description="Connections at a time from one client address; 0 is no limit.",
+    )
+    high_watermark: Size = Field(
+        default=256 << 10,
+        ge=1,
+        description="Unsent echo bytes at which we stop reading from a connection.",
+    )
+    low_watermark: Size = Field(
+        default=64 << 10,
+        ge=1,
+        description="Unsent echo bytes under which we read from it again.",
+    )
+    max_buffered: Size = Field(
+        default=256 << 20,
+        description="Bytes a worker holds for all its connections; beyond, the largest are shed.",
+    )
+
+    @field_validator("low_watermark")
+    @classmethod
+    def _below_high(cls, low: int, info: ValidationInfo) -> int:
+        high = info.data.get("high_watermark")
+        if high is not None and low >= high:
+            message = (
+                f"{format_size(low)} must be less than high_watermark, {format_size(high)}, "
+                "or reading would stop and resume with every echo"
+            )
+            refuse(Conflict(message, because_of=(("limits", "high_watermark"),)))
+        return low
+
+    @field_validator("max_buffered")
+    @classmethod
+    def _holds_two_frames(cls, size: int, info: ValidationInfo) -> int:
+        frame, high = info.data.get("max_frame"), info.data.get("high_watermark")
+        if frame is None or high is None:
+            return size
+        needed = 2 * frame + high
+        if size < needed:
+            message = (
+                f"{format_size(size)} is less than {format_size(needed)} (2 * max_frame + "
+                "high_watermark); a frame being collected and one being sent back must both fit"
+            )
+            causes = (("limits", "max_frame"), ("limits", "high_watermark"))
+            refuse(Conflict(message, because_of=causes))
+        return size
+
+
+class TimeoutsConfig(Table):
+    """How long clients may take; "off" or 0 is for ever."""
+
+    idle: Timeout = Field(
+        default=300.0,
+        description="Silence with nothing pending after which a connection is closed.",
+    )
+    frame: Timeout = Field(
+        default=30.0,
+        description="Time a frame has to arrive whole, not counting what min_rate adds.",
+    )
+    min_rate: Size = Field(
+        default=1 << 10,
+        ge=1,
+        description="Bytes per second: a frame gets its length divided by this as extra time.",
+    )
+    write: Timeout = Field(
+        default=30.0,
+        description="Time without a byte of echo taken after which a connection is closed.",
+    )
+    handshake: Timeout = Field(
+        default=10.0,
+        description="Time for what precedes the first frame, such as a TLS handshake.",
+    )
+    lifetime: Timeout = Field(
+        default=float("inf"),
+        description="Age at which a connection is closed, at its next frame boundary.",
+    )
+
+
+class LogConfig(Table):
+    """What is written to standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info",
+        description="Least severe lines to write: debug, info, warning or error.",
+    )
+    format: Literal["auto", "console", "json"] = Field(
+        default="auto",
+        description="console, json, or auto: console on a terminal, json otherwise.",
+    )
+    burst: Count = Field(
+        default=20,
+        ge=1,
+        le=_MAX_COUNT,
+        description="Lines of one event that are written before its rate is limited.",
+    )
+    rate: Rate = Field(
+        default=5.0,
+        gt=0,
+        le=1_000_000,
+        description="Lines of one event per second from then on.",
+    )
+
+
+class MetricsConfig(Table):
+    """What Prometheus scrapes."""
+
+    address: OptionalAddress = Field(
+        default=TcpAddress("127.0.0.1", 10862),
+        description='Where /metrics is served, written like a listen address, or "off".',
+    )

@@ -1,0 +1,127 @@
+"""The totals of a worker, gathered from where the data plane counts them.
+
+The loop raises plain integers (`Tally`, `ConnectionCounts`); whoever wants to show them takes a
+`Totals` between two turns. It is flat and holds integers only, so that it can be added up over
+workers and laid into shared memory.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields
+
+from lpechod.engine.loop import Loop
+from lpechod.net.counts import PAUSE_REASONS, REJECT_REASONS
+from lpechod.net.service import EchoService
+from lpechod.wire.frames import HEADER_BYTES, SIZE_CLASSES
+from lpechod.wire.states import CloseReason
+from lpechod.wire.tally import Histogram, Tally
+
+TURN_CLASSES = 21
+"""50 µs doubled twenty times is 52 s: no turn that takes longer needs telling apart."""
+
+
+def _zeros(count: int) -> Callable[[], list[int]]:
+    return lambda: [0] * count
+
+
+@dataclass(slots=True)
+class Totals:
+    """Counters and gauges of one worker, or the sum over several.
+
+    Lists follow the order of `CloseReason`, `REJECT_REASONS` and `PAUSE_REASONS`, or hold the
+    classes of a histogram; sums of histograms are in nanoseconds, or bytes.
+    """
+
+    connections_accepted: int = 0
+    connections_active: int = 0
+    connections_closed: list[int] = field(default_factory=_zeros(len(CloseReason)))
+    connections_rejected: list[int] = field(default_factory=_zeros(len(REJECT_REASONS)))
+    accept_pauses: list[int] = field(default_factory=_zeros(len(PAUSE_REASONS)))
+    connection_durations: list[int] = field(default_factory=_zeros(25))
+    connection_durations_ns: int = 0
+    frames: int = 0
+    received_bytes: int = 0
+    sent_bytes: int = 0
+    frame_sizes: list[int] = field(default_factory=_zeros(SIZE_CLASSES))
+    frame_sizes_bytes: int = 0
+    echo_delays: list[int] = field(default_factory=_zeros(TURN_CLASSES))
+    echo_delays_ns: int = 0
+    turns: list[int] = field(default_factory=_zeros(TURN_CLASSES))
+    turns_ns: int = 0
+    buffered_bytes: int = 0
+    backpressure_pauses: int = 0
+    timer_entries: int = 0
+    log_lines_suppressed: int = 0
+    log_lines_dropped: int = 0
+
+    @classmethod
+    def sum(cls, parts: Iterable["Totals"]) -> "Totals":
+        """Add totals up, field by field."""
+        total = cls()
+        for part in parts:
+            for each in fields(cls):
+                ours, theirs = getattr(total, each.name), getattr(part, each.name)
+                added = (
+                    ours + theirs
+                    if isinstance(ours, int)
+                    else [a + b for a, b in zip(ours, theirs, strict=True)]
+                )
+                setattr(total, each.name, added)
+        return total
+
+
+class TurnWatch:
+    """Times the turns of a loop, and the echoes that left in the turn in which they came.
+
+    The hot path reads no clock for each frame. What is known is when a turn began and ended and how
+    many events it handled; so each echo of the turn is counted with the mean time of one event,
+    which is the time from its receive call to the end of its send call.
+
+    Args:
+        tally: where the frames are counted.
+    """
+
+    __slots__ = ("_seen", "_tally", "turns")
+
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
+        self._seen = 0
+        self.turns = Histogram(50e-6, TURN_CLASSES)
+
+    def __call__(self, seconds: float, events: int) -> None:
+        """Take note of a turn of so many seconds and events."""
+        self.turns.observe(seconds)
+        tally = self._tally
+        at_once = tally.frames - tally.delayed_frames
+        if at_once != self._seen:
+            tally.echo_delays.observe(seconds / events, at_once - self._seen)
+            self._seen = at_once
+
+
+def gather(service: EchoService, loop: Loop, watch: TurnWatch) -> Totals:
+    """Take the totals of a worker; between two turns they agree with each other."""
+    tally, counts = service.tally, service.counts
+    return Totals(
+        connections_accepted=counts.accepted,
+        connections_active=len(service.connections),
+        connections_closed=list(counts.closed.values()),
+        connections_rejected=list(counts.rejected.values()),
+        accept_pauses=list(counts.accept_pauses.values()),
+        connection_durations=list(counts.durations.counts),
+        connection_durations_ns=_nanoseconds(counts.durations),
+        frames=tally.frames,
+        received_bytes=tally.received_bytes,
+        sent_bytes=tally.echoed_bytes - tally.unsent_bytes,
+        frame_sizes=list(tally.frame_sizes),
+        frame_sizes_bytes=tally.echoed_bytes - tally.frames * HEADER_BYTES,
+        echo_delays=list(tally.echo_delays.counts),
+        echo_delays_ns=_nanoseconds(tally.echo_delays),
+        turns=list(watch.turns.counts),
+        turns_ns=_nanoseconds(watch.turns),
+        buffered_bytes=service.pool.held,
+        backpressure_pauses=tally.backpressure_pauses,
+        timer_entries=loop.timers,
+    )
+
+
+def _nanoseconds(histogram: Histogram) -> int:
+    return round(histogram.seconds * 1e9)

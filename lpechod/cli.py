@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from lpechod import __version__
@@ -59,14 +60,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
-    arguments = build_parser().parse_args(argv)
+    try:
+        arguments = build_parser().parse_args(argv)
+    except SystemExit as done:
+        if not done.code:
+            _print("", end="")  # Help and version are still in the buffer.
+        raise
     try:
         if arguments.command == "schema":
             return _print(json.dumps(json_schema(), indent=2))
         return _run(arguments.command, load_config(arguments.config))
     except ConfigError as error:
-        for problem in error.problems:
-            print(problem, file=sys.stderr)
+        with suppress(OSError):  # Nobody reads them, or not all. The status tells enough.
+            print(error, file=sys.stderr)
         return os.EX_CONFIG
 
 
@@ -76,11 +82,13 @@ def _run(command: str, config: Config) -> int:
     return _print("OK" if command == "check" else dump_config(config).rstrip("\n"))
 
 
-def _print(text: str) -> int:
+def _print(text: str, end: str = "\n") -> int:
     """Print to standard output; that nobody reads it to the end (``| head``) is no failure."""
     try:
-        print(text, flush=True)
-    except BrokenPipeError:
+        print(text, end=end, flush=True)
+    except OSError as error:
         # The interpreter would try to flush once more at exit, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            sys.exit(f"lpechod: cannot write to standard output: {error.strerror}")
     return 0

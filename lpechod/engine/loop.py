@@ -35,8 +35,8 @@ class Source(Protocol):
         """Give up: a call from the loop raised ``error``, which is a defect of ours."""
 
 
-class Closing(Protocol):
-    """Something whose descriptor waits to be closed."""
+class Closing(Source, Protocol):
+    """A source whose descriptor waits to be closed."""
 
     def close(self) -> None:
         """Close it now."""
@@ -103,8 +103,8 @@ class Loop:
                 source.on_failure(error, now)
         if now * TICKS_PER_SECOND >= self._wheel.next_tick():
             self._expire(now)
-        while self._closing:
-            self._closing.pop().close()
+        if self._closing:
+            self._close_deferred(now)
         self._on_turn(self._clock() - now, len(ready) + len(again))
 
     def run(self) -> None:
@@ -135,6 +135,14 @@ class Loop:
             except Exception as error:  # noqa: BLE001 - as for descriptors.
                 timer.on_failure(error, now)
 
+    def _close_deferred(self, now: float) -> None:
+        while self._closing:
+            closing = self._closing.pop()
+            try:
+                closing.close()
+            except Exception as error:  # noqa: BLE001 - as for descriptors.
+                closing.on_failure(error, now)
+
     # Descriptors.
 
     def register(self, fd: int, source: Source, mask: int) -> None:
@@ -160,8 +168,9 @@ class Loop:
         self._again[source] = self._again.get(source, 0) | mask
 
     def defer_close(self, closing: Closing) -> None:
-        """Close something at the end of this turn."""
+        """Close something at the end of this turn, and forget what it asked `again` for."""
         self._closing.append(closing)
+        self._again.pop(closing, None)
 
     # Deadlines.
 
@@ -169,16 +178,14 @@ class Loop:
         """File a timer, or move it.
 
         Args:
-            timer: fires in the first turn whose time is not before the deadline, up to
+            timer: fires in the first turn after this whose time is not before the deadline, up to
                 a tick and the length of a turn late, never early.
             deadline: in seconds of the loop's clock; infinity cancels.
         """
         if deadline == math.inf:
             self._wheel.cancel(timer)
         else:
-            # The wheel may lag behind the clock, and must not take what is filed now for old.
-            present = math.floor(self.now * TICKS_PER_SECOND)
-            self._wheel.schedule(timer, max(math.ceil(deadline * TICKS_PER_SECOND), present + 1))
+            self._wheel.schedule(timer, self._tick_of(deadline))
 
     def hasten(self, timer: Timer, deadline: float) -> None:
         """File a timer, or move it to an earlier deadline; a later one leaves it alone.
@@ -186,10 +193,14 @@ class Loop:
         The cheap half of a deadline that moves with each byte: the timer fires at the old time,
         looks where its deadline is by then, and files itself again (as in HAProxy and tokio).
         """
-        if deadline != math.inf and not (
-            timer.filed and timer.tick <= math.ceil(deadline * TICKS_PER_SECOND)
-        ):
+        if deadline != math.inf and not (timer.filed and timer.tick <= self._tick_of(deadline)):
             self.schedule(timer, deadline)
+
+    def _tick_of(self, deadline: float) -> int:
+        # What is due already waits for the next turn. The wheel itself can't tell: while nothing is
+        # due, it lags behind the clock.
+        present = math.floor(self.now * TICKS_PER_SECOND)
+        return max(math.ceil(deadline * TICKS_PER_SECOND), present + 1)
 
     def cancel(self, timer: Timer) -> None:
         """Take a timer out, filed or not."""

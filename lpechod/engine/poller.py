@@ -115,13 +115,12 @@ class PollPoller:
 class SelectPoller:
     """select(2): everywhere, but only for descriptors below `FD_SETSIZE`."""
 
-    __slots__ = ("_readers", "_writers")
+    __slots__ = ("_interest",)
 
     edge_triggered = False
 
     def __init__(self) -> None:
-        self._readers: set[int] = set()
-        self._writers: set[int] = set()
+        self._interest: dict[int, int] = {}
 
     def register(self, fd: int, mask: int) -> None:
         """Start to watch a descriptor.
@@ -133,23 +132,34 @@ class SelectPoller:
             raise ValueError(
                 f"descriptor {fd} is too large for select(2), which ends at {FD_SETSIZE - 1}"
             )
-        self.modify(fd, mask)
+        self._interest[fd] = mask
 
     def modify(self, fd: int, mask: int) -> None:
-        """Change what a descriptor is watched for."""
-        (self._readers.add if mask & READABLE else self._readers.discard)(fd)
-        (self._writers.add if mask & WRITABLE else self._writers.discard)(fd)
+        """Change what a descriptor is watched for.
+
+        Raises:
+            KeyError: it is not being watched.
+        """
+        if fd not in self._interest:
+            raise KeyError(fd)
+        self._interest[fd] = mask
 
     def unregister(self, fd: int) -> None:
         """Stop to watch a descriptor."""
-        self._readers.discard(fd)
-        self._writers.discard(fd)
+        del self._interest[fd]
 
     def poll(self, timeout: float | None) -> Ready:
-        """Wait; an error shows as readable and writable, as select(2) has no word for it."""
-        if timeout is not None:
-            timeout = math.ceil(timeout * 1_000_000) / 1_000_000
-        readers, writers, _ = select.select(self._readers, self._writers, (), timeout)
+        """Wait; select.select rounds to the next microsecond itself.
+
+        An error shows as readable and writable, as select(2) has no word for it.
+        """
+        watched = self._interest.items()
+        readers, writers, _ = select.select(
+            [fd for fd, mask in watched if mask & READABLE],
+            [fd for fd, mask in watched if mask & WRITABLE],
+            (),
+            timeout,
+        )
         masks = dict.fromkeys(readers, READABLE)
         for fd in writers:
             masks[fd] = masks.get(fd, 0) | WRITABLE

@@ -29,7 +29,9 @@ class SignalPipe:
     ) -> None:
         self._loop = loop
         self._on_signal = on_signal
-        self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._reader, self._writer = os.pipe()  # Not pipe2(2), which macOS lacks.
+        os.set_blocking(self._reader, False)
+        os.set_blocking(self._writer, False)
         self._previous_fd = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         self._previous = {number: signal.signal(number, _ignore) for number in numbers}
         loop.register(self._reader, self, READABLE)

@@ -28,6 +28,10 @@ _DUE = -2
 """Marks of a timer that has no tick. The second one: `TimerWheel.advance` has handed it out, and it
 has neither fired yet nor been called off."""
 
+_NEAR = 64
+"""Slots that are searched first for what is due next. A look at 64 slots costs a tenth of one at
+1024, and a wheel with much to do nearly always has something due that soon."""
+
 
 class Timer(ABC):
     """Something that has a place in the wheel. Derive from it and define `on_deadline`.
@@ -151,7 +155,7 @@ class TimerWheel:
             for slot in self._passed(tick):
                 if self._earliest[slot] <= tick:
                     due += self._expire(slot, tick)
-            self._next = min(self._earliest)
+            self._next = self._first_after(tick)
         self.tick = tick
         return due
 
@@ -168,8 +172,15 @@ class TimerWheel:
             del timers[timer]
             timer.tick = _DUE
         self._len -= len(due)
-        self._earliest[slot] = min((timer.tick for timer in timers), default=NEVER)
+        self._earliest[slot] = min([timer.tick for timer in timers], default=NEVER)
         return due
+
+    def _first_after(self, tick: int) -> int:
+        slots = len(self._slots)
+        start = (tick + 1) % slots
+        near = min(self._earliest[start : start + _NEAR])
+        # If it is due within this rotation, then before everything in the slots that follow.
+        return near if near <= tick + slots else min(self._earliest)
 
     def check(self) -> None:
         """Compare the bookkeeping with a plain look at every timer.

@@ -59,7 +59,7 @@ class ServerConfig(Table):
     )
     drain_timeout: Duration = Field(
         default=30.0,
-        description='Time connections have to end on stop or reload; "0s" closes them at once.',
+        description='Time connections have to end on stop; "0s" closes them at once.',
     )
 
 

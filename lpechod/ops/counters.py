@@ -93,7 +93,8 @@ class TurnWatch:
         tally = self._tally
         at_once = tally.frames - tally.delayed_frames
         if at_once != self._seen:
-            tally.echo_delays.observe(seconds / events, at_once - self._seen)
+            # No event at all: a timer found bytes that arrived after the poll had returned.
+            tally.echo_delays.observe(seconds / max(events, 1), at_once - self._seen)
             self._seen = at_once
 
 

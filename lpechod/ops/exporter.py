@@ -46,7 +46,12 @@ class Exporter:
         if len(self.clients) >= MAX_CLIENTS:
             client.close()
             return
-        self.clients.add(_Client(PlainTransport(client), self._pages, self._loop, self))
+        try:
+            self.clients.add(_Client(PlainTransport(client), self._pages, self._loop, self))
+        except (OSError, ValueError) as error:
+            # The poller is full: epoll_ctl(2) ENOSPC or ENOMEM, a descriptor past FD_SETSIZE.
+            client.close()
+            self.log.warning("exporter_client_rejected", error=str(error))
 
     def close(self) -> None:
         """Close all clients."""
@@ -58,6 +63,7 @@ class _Client(Timer):
     """One HTTP client: reads a request, writes an answer, and sees it off."""
 
     __slots__ = (
+        "_buffer",
         "_closing",
         "_exporter",
         "_http",
@@ -76,8 +82,11 @@ class _Client(Timer):
         self._pages = pages
         self._loop = loop
         self._exporter = exporter
-        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_REQUEST_BYTES)
-        self._received = memoryview(bytearray(MAX_REQUEST_BYTES))
+        # h11 applies its limit only to a request that is not whole yet, so one that comes in large
+        # segments could be twice as long. The buffer holds it, and h11 gives up when that is full.
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_REQUEST_BYTES - 1)
+        self._buffer = memoryview(bytearray(MAX_REQUEST_BYTES))
+        self._received = 0
         self._rest: memoryview | None = None
         self._closing = False
         loop.register(transport.fd, self, READABLE)
@@ -85,8 +94,6 @@ class _Client(Timer):
 
     def on_ready(self, _mask: int, _now: float) -> None:
         """Go on with the request or the answer; an error shows in the attempt."""
-        if self._closing:
-            return
         try:
             if self._rest:
                 self._write()
@@ -117,21 +124,38 @@ class _Client(Timer):
             self._loop.defer_close(self)
 
     def _read(self) -> None:
-        count = self._transport.receive(self._received)
+        if self._rest is not None:
+            # The answer is out. What still comes is dropped, because close(2) with unread data
+            # makes the kernel send a reset, which destroys an answer that has not been read yet.
+            if self._transport.receive(self._buffer) == 0:
+                self._end()
+            return
+        free = self._buffer[self._received :]
+        count = self._transport.receive(free)
         if count == 0:
             self._end()
-        elif count > 0 and self._rest is None:
-            self._http.receive_data(bytes(self._received[:count]))
-            try:
-                event = self._http.next_event()
-            except h11.RemoteProtocolError as error:
-                reason = HTTPStatus(error.error_status_hint)
-                self._answer(Page(reason, f"{reason.phrase}.\n".encode()), body=True)
-                return
+        elif count > 0:
+            self._received += count
+            self._http.receive_data(bytes(free[:count]))
+            self._respond()
+
+    def _respond(self) -> None:
+        """Answer if the request is whole, or can't become one."""
+        try:
+            event = self._http.next_event()
+        except h11.RemoteProtocolError as error:
+            self._refuse(HTTPStatus(error.error_status_hint))
+        except ValueError:
+            # h11 0.14: int() refuses a Content-Length of thousands of digits.
+            self._refuse(HTTPStatus.BAD_REQUEST)
+        else:
             if isinstance(event, h11.Request):
                 method = event.method.decode("ascii")
-                page = self._pages.answer(method, event.target.decode("ascii", "replace"))
+                page = self._pages.answer(method, event.target.decode("ascii"))
                 self._answer(page, body=method != "HEAD")
+
+    def _refuse(self, status: HTTPStatus) -> None:
+        self._answer(Page(status, f"{status.phrase}.\n".encode()), body=True)
 
     def _answer(self, page: Page, *, body: bool) -> None:
         head = h11.Response(

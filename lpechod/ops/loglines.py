@@ -24,7 +24,7 @@ PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3}
 """The levels, and what sd-daemon(3) and syslog(3) call them: the smaller the more severe."""
 
 MAX_TEXT = 512
-"""Characters shown of a string. With few of them a line stays under PIPE_BUF: atomic in a pipe."""
+"""Characters shown of a string. A line with a few of them fits PIPE_BUF: a pipe never tears it."""
 
 MAX_TRACEBACK = 8192
 """Characters shown of a traceback, from its end: the error itself comes last."""
@@ -104,11 +104,13 @@ def _lay_out(wall: Clock, _logger: WrappedLogger, level: str, event_dict: EventD
         "level": level,
         "event": _shorten(event_dict.pop("event")),
     }
-    trace: str | None = event_dict.pop("exception", None)
+    trace = event_dict.pop("exception", None)
     for name, value in event_dict.items():
         line.setdefault(name, presentable(value))
-    if trace is not None:
+    if isinstance(trace, str):
         line["exception"] = trace[-MAX_TRACEBACK:]
+    elif trace is not None:  # The exception itself, by somebody who meant exc_info.
+        line["exception"] = str(presentable(trace))
     return line
 
 
@@ -131,8 +133,8 @@ def _printable(text: str) -> str:
 
 
 def _to_json(_logger: WrappedLogger, _level: str, event_dict: EventDict) -> str:
-    # The encoder's ASCII has one control character left, which can only stand within a string.
-    return _JSON.encode(event_dict).replace("\x7f", "\\u007f")
+    # The encoder escapes all but printable ASCII. All values are presentable, so it never raises.
+    return _JSON.encode(event_dict)
 
 
 def _to_bytes(journal: bool, _logger: WrappedLogger, level: str, text: EventDict | str) -> bytes:

@@ -48,13 +48,20 @@ class DaemonCollector(Collector):
         self._totals = totals
         self._standing = standing
 
+    def describe(self) -> Iterator[Metric]:
+        """Yield every family at zero: a registry filters by name only what has been described."""
+        return _families(Totals(), Standing({}, 0, reload_successful=False, reloaded_at=0))
+
     def collect(self) -> Iterator[Metric]:
         """Yield every family with its present values."""
-        totals = self._totals()
-        yield from _daemon(self._standing())
-        yield from _connections(totals)
-        yield from _traffic(totals)
-        yield from _internals(totals)
+        return _families(self._totals(), self._standing())
+
+
+def _families(totals: Totals, standing: Standing) -> Iterator[Metric]:
+    yield from _daemon(standing)
+    yield from _connections(totals)
+    yield from _traffic(totals)
+    yield from _internals(totals)
 
 
 def _daemon(standing: Standing) -> Iterator[Metric]:

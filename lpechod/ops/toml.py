@@ -81,7 +81,7 @@ def _statements(text: str) -> Iterator[tuple[int, str]]:
             depth += 1
         elif mark in {"]", "}"}:
             depth -= 1
-        elif mark == "=" and depth == 0 and equals is None:
+        elif mark == "=" and equals is None:
             equals = token.start()
         elif mark == "\n" and depth == 0:
             head = text[begin : token.start() if equals is None else equals].strip()

@@ -20,6 +20,8 @@ from lpechod.ops.pages import Pages
 from lpechod.process.limits import raise_descriptor_limit
 from lpechod.process.worker import Worker
 
+_END_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
 
 class Daemon:
     """Serves one configuration until it is told to end.
@@ -48,7 +50,7 @@ class Daemon:
         self._metrics_acceptor = Acceptor(
             metrics_listeners, self._exporter.welcome, self._worker.service.counts, loop, log
         )
-        self._signals = SignalPipe(loop, (signal.SIGTERM, signal.SIGINT), self._on_signal)
+        self._signals = SignalPipe(loop, _END_SIGNALS, self._on_signal)
 
     def run(self) -> None:
         """Serve; returns when the last connection has ended after a signal."""
@@ -70,8 +72,11 @@ class Daemon:
         self._worker.loop.run()
         self._metrics_acceptor.drain()
         self._exporter.close()
-        self._signals.close()
         self._worker.loop.close()
+        for number in _END_SIGNALS:
+            # One that comes now must not change the exit status. On its way out, the interpreter
+            # puts back the default action of signals that it handles, but not of ignored ones.
+            signal.signal(number, signal.SIG_IGN)
         self._log.info("stopped", connections=self._worker.service.counts.accepted)
 
     def _on_signal(self, number: int) -> None:
@@ -105,6 +110,8 @@ def serve(config: Config) -> int:
     """
     wanted = config.log
     log = open_log(wanted.level, wanted.format, wanted.burst, wanted.rate, clock=clock.monotonic)
+    if config.server.workers != 1:
+        log.warning("one_worker_only", workers=config.server.workers, hint="set server.workers = 1")
     _provide_descriptors(config.limits.max_connections, log)
     metrics = config.metrics.address
     echo_listeners, problems = _listen([(table.address, table.backlog) for table in config.listen])

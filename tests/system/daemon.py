@@ -1,0 +1,255 @@
+"""A daemon as a process, for tests that see it from outside only."""
+
+import json
+import os
+import queue
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from prometheus_client.parser import text_string_to_metric_families
+
+PATIENCE_SECONDS = 20
+"""How long a test waits for what must come. It turns a hang into a failure, and that is all."""
+
+Event = dict[str, Any]
+
+
+class Daemon:
+    """Runs ``lpechod serve`` and reads its log.
+
+    Leaving the context ends the daemon with SIGTERM, if it still runs, and holds it to what every
+    run must keep: the exit status is the expected one, no error or traceback was logged that the
+    test has not named, and no socket file is left.
+
+    Args:
+        directory: for the configuration file.
+        config: TOML after the addresses; ``listen`` and ``[metrics]`` come from this class unless
+            they are in it.
+        status: the exit status expected at the end.
+        errors: names of error events that the test provokes.
+        prefix: a command to run the daemon under, such as ``prlimit``.
+        environ: variables to add.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        config: str = "",
+        *,
+        status: int = 0,
+        errors: Iterable[str] = (),
+        prefix: Sequence[str] = (),
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        if "[[listen]]" not in config:
+            config += '\n[[listen]]\naddress = "127.0.0.1:0"\n'
+        if "[metrics]" not in config:
+            config += '\n[metrics]\naddress = "127.0.0.1:0"\n'
+        path = directory / "config.toml"
+        path.write_text(config)
+        self._status = status
+        self._errors = set(errors)
+        self._sockets = re.findall(r'"unix:(.*?)"', config)
+        self.log: list[Event] = []
+        self._ended = False
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        self.process = subprocess.Popen(
+            [*prefix, sys.executable, "-m", "lpechod", "serve", "--config", str(path)],
+            stderr=subprocess.PIPE,
+            env={**os.environ, **(environ or {})},
+            text=True,
+        )
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        stream = self.process.stderr
+        assert stream is not None
+        with stream:
+            for line in stream:
+                self._lines.put(line)
+        self._lines.put(None)
+
+    def wait_for(self, event: str, **fields: object) -> Event:
+        """Read the log until an event has come, with such fields; a past one counts too."""
+        for seen in self.log:
+            if seen["event"] == event and seen.items() >= fields.items():
+                return seen
+        while (line := self._next_line()) is not None:
+            seen = self._parse(line)
+            if seen["event"] == event and seen.items() >= fields.items():
+                return seen
+        raise AssertionError(f"the log ended without {event} {fields}: {self.log}")
+
+    def _next_line(self) -> str | None:
+        if self._ended:
+            return None
+        try:
+            line = self._lines.get(timeout=PATIENCE_SECONDS)
+        except queue.Empty:
+            raise AssertionError(f"nothing more was logged after {self.log}") from None
+        self._ended = line is None
+        return line
+
+    def _parse(self, line: str) -> Event:
+        try:
+            event: Event = json.loads(line)
+        except ValueError:
+            event = {"event": "unparsable", "level": "error", "line": line}
+        self.log.append(event)
+        return event
+
+    def events(self, name: str) -> list[Event]:
+        """Return the events of a name that have been read so far."""
+        return [event for event in self.log if event["event"] == name]
+
+    @property
+    def address(self) -> str:
+        """The first echo address, as ``host:port``."""
+        listeners: list[str] = self.wait_for("ready")["listeners"]
+        return listeners[0]
+
+    def connect(self, address: str | None = None) -> "EchoClient":
+        """Connect an echo client."""
+        return EchoClient(address or self.address)
+
+    def get(self, path: str = "/metrics") -> str:
+        """Return a page of the exporter."""
+        base = self.wait_for("ready")["metrics"][0]
+        with urllib.request.urlopen(f"http://{base}{path}", timeout=PATIENCE_SECONDS) as answer:
+            text: str = answer.read().decode()
+        return text
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Return the present value of a series."""
+        for family in text_string_to_metric_families(self.get()):
+            for sample in family.samples:
+                if sample.name == name and sample.labels == labels:
+                    return sample.value
+        raise AssertionError(f"no series {name} {labels}")
+
+    def wait_until(self, name: str, value: float, **labels: str) -> None:
+        """Scrape until a series has a value; each scrape is a turn of the daemon's loop."""
+        for _ in range(2000):
+            if self.metric(name, **labels) == value:
+                return
+        raise AssertionError(f"{name} {labels} is {self.metric(name, **labels)}, never {value}")
+
+    def descriptors(self) -> list[str]:
+        """Return what the descriptors of the process refer to."""
+        folder = Path(f"/proc/{self.process.pid}/fd")
+        return sorted(str(entry.readlink()) for entry in folder.iterdir())
+
+    def resident_kib(self) -> int:
+        """Return the resident set, without what is shared with files."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        found = re.search(r"^RssAnon:\s+(\d+)", status, re.MULTILINE)
+        assert found
+        return int(found[1])
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the daemon, whatever it runs under."""
+        os.kill(self.wait_for("ready")["pid"], number)
+
+    def wait(self) -> int:
+        """Wait for the end, read the rest of the log, and return the exit status."""
+        status = self.process.wait(PATIENCE_SECONDS)
+        while (line := self._next_line()) is not None:
+            self._parse(line)
+        return status
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            for event in self.events("ready"):
+                os.kill(event["pid"], signal.SIGKILL)
+            self.process.kill()
+            self.process.wait()
+            return
+        if self.process.poll() is None:
+            self.signal(signal.SIGTERM)
+        status = self.wait()
+        unexpected = [
+            event
+            for event in self.log
+            if event["level"] == "error" and event["event"] not in self._errors
+        ]
+        assert not unexpected
+        assert status == self._status, self.log[-3:]
+        assert not [path for path in self._sockets if Path(path).exists()]
+
+
+class EchoClient:
+    """A blocking client of the echo protocol.
+
+    Args:
+        address: ``host:port``, ``[v6]:port`` or ``unix:/path``.
+    """
+
+    def __init__(self, address: str) -> None:
+        if address.startswith("unix:"):
+            self.socket = socket.socket(socket.AF_UNIX)
+            self.socket.connect(address.removeprefix("unix:"))
+        else:
+            host, _, port = address.rpartition(":")
+            self.socket = socket.create_connection((host.strip("[]"), int(port)))
+        self.socket.settimeout(PATIENCE_SECONDS)
+
+    def send(self, data: bytes) -> None:
+        """Send bytes as they are."""
+        self.socket.sendall(data)
+
+    def receive(self, count: int) -> bytes:
+        """Receive exactly so many bytes."""
+        data = b""
+        while len(data) < count:
+            more = self.socket.recv(count - len(data))
+            assert more, f"the stream ended after {len(data)} of {count} bytes"
+            data += more
+        return data
+
+    def echo(self, body: bytes) -> None:
+        """Send a frame and demand it back."""
+        sent = frame(body)
+        self.send(sent)
+        assert self.receive(len(sent)) == sent
+
+    def expect_end(self) -> None:
+        """Demand the end of the stream, and not a reset."""
+        assert self.socket.recv(1) == b""
+
+    def reset(self) -> None:
+        """Close with a reset instead of a FIN."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.socket.close()
+
+    def close(self) -> None:
+        """Close."""
+        self.socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+
+def frame(body: bytes) -> bytes:
+    """Put the header in front of a body."""
+    return struct.pack(">I", len(body)) + body

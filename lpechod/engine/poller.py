@@ -189,18 +189,23 @@ def available() -> Mapping[str, Callable[[], Poller]]:
     return pollers
 
 
+def best() -> str:
+    """Return the name of the best poller of this platform."""
+    return next(iter(available()))
+
+
 def open_poller(name: str) -> Poller:
     """Open a poller.
 
     Args:
-        name: as in the configuration; ``auto`` picks the best of the platform.
+        name: as in the configuration; ``auto`` is the best of the platform.
 
     Raises:
         ValueError: the platform has no such poller.
     """
     pollers = available()
     if name == "auto":
-        name = next(iter(pollers))
+        name = best()
     if name not in pollers:
         raise ValueError(f"no poller {name!r} here; there are {', '.join(pollers)}")
     return pollers[name]()

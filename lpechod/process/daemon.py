@@ -17,7 +17,7 @@ from lpechod.ops.exporter import MAX_CLIENTS, Exporter
 from lpechod.ops.logs import Log, open_log
 from lpechod.ops.metrics import DaemonCollector, Standing
 from lpechod.ops.pages import Pages
-from lpechod.process.limits import raise_descriptor_limit
+from lpechod.process.descriptors import occupy_standard_streams, raise_descriptor_limit
 from lpechod.process.worker import Worker
 
 _END_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -67,7 +67,7 @@ class Daemon:
             pid=os.getpid(),
             listeners=self._names,
             metrics=self._metrics_names,
-            poller=self._config.server.poller,
+            poller=self._worker.poller,
         )
         self._worker.loop.run()
         self._metrics_acceptor.drain()
@@ -108,6 +108,7 @@ def serve(config: Config) -> int:
     Returns:
         The exit status: 0 after a drain, 1 if an address cannot be listened on.
     """
+    occupy_standard_streams()
     wanted = config.log
     log = open_log(wanted.level, wanted.format, wanted.burst, wanted.rate, clock=clock.monotonic)
     if config.server.workers != 1:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from lpechod.engine.clock import Clock
 from lpechod.engine.loop import Loop
-from lpechod.engine.poller import open_poller
+from lpechod.engine.poller import best, open_poller
 from lpechod.net.acceptor import Acceptor
 from lpechod.net.admission import AdmissionLimits
 from lpechod.net.listener import Listener
@@ -44,7 +44,8 @@ class Worker:
         self._on_drained = on_drained
         self._drain_timeout_s = config.server.drain_timeout
         self._watch = TurnWatch(tally)
-        self.loop = Loop(open_poller(config.server.poller), clock, self._watch)
+        self.poller = best() if config.server.poller == "auto" else config.server.poller
+        self.loop = Loop(open_poller(self.poller), clock, self._watch)
         self.service = EchoService(service_settings(config), self.loop, tally, log)
         self.service.on_departure = self._connection_ended
         self._acceptor = Acceptor(

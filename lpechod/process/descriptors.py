@@ -1,9 +1,23 @@
-"""The descriptor limit of the process: raised as far as it goes, and what is missing said."""
+"""The descriptors of the process: the three it is born with, and how many more there may be."""
 
+import os
 import resource
 
 RESERVED_DESCRIPTORS = 64
 """For listeners, the poller, logs, the exporter and its clients, and what the libraries open."""
+
+
+def occupy_standard_streams() -> None:
+    """Open /dev/null for each of the descriptors 0 to 2 that is closed.
+
+    Otherwise the first sockets would get these numbers, and whatever an interpreter or a library
+    writes to standard error would go to a client.
+    """
+    opened = os.open(os.devnull, os.O_RDWR)
+    while opened <= 2:  # open(2) returns the lowest number that is free.
+        os.set_inheritable(opened, True)
+        opened = os.open(os.devnull, os.O_RDWR)
+    os.close(opened)
 
 
 def raise_descriptor_limit(connections: int) -> int:

@@ -1,0 +1,76 @@
+"""The descriptors that a process starts with and may have, each tried in a child of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lpechod.process.descriptors import RESERVED_DESCRIPTORS
+
+
+def run(code: str, *prefix: str) -> str:
+    """Run code in a fresh interpreter and return what it prints."""
+    done = subprocess.run(
+        [*prefix, sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+RAISE = """
+import resource
+from lpechod.process.descriptors import raise_descriptor_limit
+print(raise_descriptor_limit(CONNECTIONS), *resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+
+
+@pytest.mark.parametrize(
+    ("connections", "limit", "expected"),
+    [
+        (500, "256:1024", (500, 500 + RESERVED_DESCRIPTORS, 1024)),
+        (2000, "256:1024", (1024 - RESERVED_DESCRIPTORS, 1024, 1024)),
+        (100, "1000:1024", (100, 1000, 1024)),
+        (10, "32:32", (0, 32, 32)),
+    ],
+    ids=["raised as needed", "as far as it goes", "left alone", "never negative"],
+)
+def test_the_limit_is_raised(connections: int, limit: str, expected: tuple[int, ...]) -> None:
+    """The soft limit becomes what is needed, within the hard limit, and the rest is reported."""
+    printed = run(RAISE.replace("CONNECTIONS", str(connections)), "prlimit", f"--nofile={limit}")
+
+    assert printed == " ".join(map(str, expected))
+
+
+OCCUPY = """
+import os
+for descriptor in CLOSED:
+    os.close(descriptor)
+before = len(os.listdir("/proc/self/fd"))
+from lpechod.process.descriptors import occupy_standard_streams
+occupy_standard_streams()
+after = len(os.listdir("/proc/self/fd"))
+names = [os.readlink(f"/proc/self/fd/{descriptor}") for descriptor in (0, 1, 2)]
+os.write(RESULT, f"{after - before} {names.count('/dev/null')}".encode())
+"""
+
+
+@pytest.mark.parametrize("closed", [(0,), (2,), (0, 1, 2), ()])
+def test_closed_standard_streams_are_occupied(closed: tuple[int, ...], tmp_path: Path) -> None:
+    """Descriptors 0 to 2 that are closed become /dev/null, and nothing else stays open."""
+    reader, writer = os.pipe()
+    code = OCCUPY.replace("CLOSED", repr(closed)).replace("RESULT", str(writer))
+    with (tmp_path / "stream").open("w+") as stream, os.fdopen(reader) as result:
+        try:
+            subprocess.run(
+                [sys.executable, "-c", code],
+                stdin=stream,
+                stdout=stream,
+                stderr=stream,
+                pass_fds=(writer,),
+                check=True,
+            )
+        finally:
+            os.close(writer)
+
+        assert result.read() == f"{len(closed)} {len(closed)}"

@@ -1,0 +1,103 @@
+"""README.md is held to the code: its tables and its examples are what the program does."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+from lpechod.ops.config import Config, dump_config
+from lpechod.ops.counters import Totals
+from lpechod.ops.metrics import DaemonCollector, Standing
+from lpechod.wire.states import CloseReason
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+BAD_CONFIG = """\
+[server]
+worker = 2
+poller = "iocp"
+
+[limits]
+max_frame = "1M"
+low_watermark = "1MiB"
+
+[[listen]]
+address = "::1:9000"
+"""
+
+
+def table_rows(heading: str) -> list[str]:
+    """Return the rows of the first table under a heading."""
+    section = README.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    rows = re.findall(r"^\|.*\|$", section, re.MULTILINE)
+    return rows[2:]
+
+
+def test_the_configuration_table_is_the_models() -> None:
+    """Each key stands in the table, in order, with its default and its description."""
+    defaults = tomllib.loads(dump_config(Config()))
+    expected = []
+    for section, value in Config():
+        table, prefix = (value[0], "[[listen]] ") if section == "listen" else (value, f"{section}.")
+        shown = defaults[section][0] if section == "listen" else defaults[section]
+        for key, field in type(table).model_fields.items():
+            default = f'"{shown[key]}"' if isinstance(shown[key], str) else shown[key]
+            expected.append(f"| `{prefix}{key}` | `{default}` | {field.description} |")
+
+    assert table_rows("Configuration") == expected
+
+
+def test_the_metrics_table_is_the_collector() -> None:
+    """Each metric family stands in the table, in order, with its labels, type and help."""
+    standing = Standing({"ready": 1, "draining": 0}, 0, True, 0.0)
+    expected = []
+    for family in DaemonCollector(Totals, lambda: standing).collect():
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        labels = sorted({label for sample in family.samples for label in sample.labels} - {"le"})
+        shown = f"{name}{{{','.join(labels)}}}" if labels else name
+        expected.append(f"| `{shown}` | {family.type} | {family.documentation} |")
+
+    assert table_rows("Metrics") == expected
+
+
+def test_the_wire_table_names_every_reason_there_is() -> None:
+    """Each close reason that this version can give stands in the table of the wire."""
+    named = set(
+        re.findall(r"`(\w+)`", " ".join(row.split("|")[3] for row in table_rows("The wire")))
+    )
+    later = {"handshake_timeout", "tls_error", "proxy_error"}
+
+    assert named == {reason.value for reason in CloseReason} - later - {"internal_error"}
+
+
+def test_the_example_of_bad_configuration_is_real(tmp_path: Path) -> None:
+    """The faults shown are what `lpechod check` prints for such a file."""
+    (tmp_path / "bad.toml").write_text(BAD_CONFIG)
+    run = subprocess.run(
+        [sys.executable, "-m", "lpechod", "check", "--config", "bad.toml"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    shown = README.split("$ lpechod check --config bad.toml\n", 1)[1].split("\n\n", 1)[0]
+
+    assert run.stderr.splitlines() == [line.strip() for line in shown.splitlines()]
+
+
+def test_the_commands_are_targets_of_the_makefile() -> None:
+    """Every `make` command of the README exists."""
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+    assert set(re.findall(r"\bmake ([a-z-]+)", README)) <= targets
+
+
+def test_the_folders_it_names_exist() -> None:
+    """Every path in backticks that looks like one of the repository's is there."""
+    paths = re.findall(r"`((?:lpechod|tests)/[\w./]+)`", README)
+
+    assert paths
+    assert [path for path in paths if not (ROOT / path).exists()] == []

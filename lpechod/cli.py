@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
 from lpechod import __version__
 from lpechod.ops.config import (
@@ -28,6 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the parser; the manual page is made from it."""
     parser = argparse.ArgumentParser(
         prog="lpechod",
+        allow_abbrev=False,
         description="Echo length-prefixed frames over TCP, to measure and test against.",
         epilog="Exit status: 0 success, 1 failure at run time, 2 usage, 78 configuration.",
     )
@@ -38,7 +40,9 @@ def build_parser() -> argparse.ArgumentParser:
         ("check", "check the configuration and print OK, or every problem"),
         ("config", "print the effective configuration as TOML"),
     ):
-        command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
+        command = commands.add_parser(
+            name, help=text, description=text.capitalize() + ".", allow_abbrev=False
+        )
         command.add_argument(
             "--config",
             type=Path,
@@ -62,33 +66,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         arguments = build_parser().parse_args(argv)
-    except SystemExit as done:
-        if not done.code:
-            _print("", end="")  # Help and version are still in the buffer.
+    except SystemExit:
+        _print("")  # argparse leaves help and version in the buffer.
         raise
     try:
         if arguments.command == "schema":
-            return _print(json.dumps(json_schema(), indent=2))
+            return _print(json.dumps(json_schema(), indent=2) + "\n")
         return _run(arguments.command, load_config(arguments.config))
     except ConfigError as error:
         with suppress(OSError):  # Nobody reads them, or not all. The status tells enough.
-            print(error, file=sys.stderr)
+            _write(f"{error}\n", sys.stderr)
         return os.EX_CONFIG
 
 
 def _run(command: str, config: Config) -> int:
     if command == "serve":
         return serve(config)
-    return _print("OK" if command == "check" else dump_config(config).rstrip("\n"))
+    return _print("OK\n" if command == "check" else dump_config(config))
 
 
-def _print(text: str, end: str = "\n") -> int:
-    """Print to standard output; that nobody reads it to the end (``| head``) is no failure."""
+def _print(text: str) -> int:
+    """Write to standard output; that nobody reads it to the end (``| head``) is no failure."""
     try:
-        print(text, end=end, flush=True)
+        _write(text, sys.stdout)
+    except BrokenPipeError:
+        pass
     except OSError as error:
-        # The interpreter would try to flush once more at exit, and complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):
-            sys.exit(f"lpechod: cannot write to standard output: {error.strerror}")
+        sys.exit(f"lpechod: cannot write to standard output: {error.strerror}")
     return 0
+
+
+def _write(text: str, stream: TextIO) -> None:
+    try:
+        print(text, end="", file=stream, flush=True)
+    except OSError:
+        # The interpreter would try to flush once more at exit, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        raise

@@ -11,6 +11,7 @@ from lpechod.engine import clock
 from lpechod.engine.signals import SignalPipe
 from lpechod.net.acceptor import Acceptor
 from lpechod.net.address import Address
+from lpechod.net.counts import ConnectionCounts
 from lpechod.net.listener import Listener, ListenError, ListenerSettings, open_listeners
 from lpechod.ops.config import Config
 from lpechod.ops.exporter import MAX_CLIENTS, Exporter
@@ -43,12 +44,12 @@ class Daemon:
         self._metrics_names = [listener.name for listener in metrics_listeners]
         self._worker = Worker(config, listeners, log, clock.monotonic, self._on_drained)
         loop = self._worker.loop
-        registry = CollectorRegistry(auto_describe=False)
+        registry = CollectorRegistry(auto_describe=True)
         registry.register(DaemonCollector(self._worker.totals, self._standing))
         ProcessCollector(registry=registry)
         self._exporter = Exporter(Pages(registry, lambda: not self._worker.draining), loop, log)
         self._metrics_acceptor = Acceptor(
-            metrics_listeners, self._exporter.welcome, self._worker.service.counts, loop, log
+            metrics_listeners, self._exporter.welcome, ConnectionCounts(), loop, log
         )
         self._signals = SignalPipe(loop, _END_SIGNALS, self._on_signal)
 

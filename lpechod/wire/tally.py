@@ -23,7 +23,8 @@ class Histogram:
         self.first = first
         self.counts = [0] * classes
         self.seconds = 0.0
-        self._scale = 1 / first
+        # A hair short of 1 / first: a duration that is exactly an upper end belongs to its class.
+        self._scale = (1 - 1e-15) / first
 
     def observe(self, seconds: float, weight: int = 1) -> None:
         """Add ``weight`` observations of one duration, in seconds."""

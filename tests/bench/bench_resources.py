@@ -9,7 +9,6 @@ matters, its private memory. A healthy client echoes all along in every run.
 
 import argparse
 import contextlib
-import os
 import re
 import resource
 import socket

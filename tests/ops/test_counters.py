@@ -1,0 +1,306 @@
+"""Totals of a worker: their shape, their sum, and what a turn of the loop adds to them."""
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lpechod.engine.loop import Loop
+from lpechod.engine.poller import Poller, Ready, open_poller
+from lpechod.net.counts import PAUSE_REASONS, REJECT_REASONS
+from lpechod.net.service import EchoService, ServiceSettings
+from lpechod.ops.counters import TURN_CLASSES, Totals, TurnWatch, gather
+from lpechod.ops.logs import open_log
+from lpechod.wire.settings import EchoSettings
+from lpechod.wire.states import CloseReason
+from lpechod.wire.tally import Tally
+from tests.fake_time import FakeClock, FakeTimePoller
+
+NAMES = [each.name for each in fields(Totals)]
+COUNTS = st.integers(0, 2**63)
+
+
+@st.composite
+def totals(draw: st.DrawFn) -> Totals:
+    """Draw totals as a worker may have them."""
+    made = Totals()
+    for name in NAMES:
+        zero = getattr(made, name)
+        setattr(made, name, draw(COUNTS) if isinstance(zero, int) else [draw(COUNTS) for _ in zero])
+    return made
+
+
+def flat(made: Totals) -> list[int]:
+    """Return all numbers, in order."""
+    values = [getattr(made, name) for name in NAMES]
+    return [n for value in values for n in ([value] if isinstance(value, int) else value)]
+
+
+class TellingPoller(FakeTimePoller):
+    """A poller that has something done right after each poll, before anybody acts on it."""
+
+    def __init__(self, poller: Poller, clock: FakeClock) -> None:
+        super().__init__(poller, clock)
+        self.afterwards: Callable[[], object] = lambda: None
+
+    def poll(self, timeout: float | None) -> Ready:
+        """Poll, and let something happen."""
+        ready = super().poll(timeout)
+        self.afterwards()
+        return ready
+
+
+class Worker:
+    """The data plane of one worker, in fake time.
+
+    Args:
+        log_descriptor: where it logs.
+        echo: settings of the protocol.
+    """
+
+    def __init__(self, log_descriptor: int, echo: EchoSettings) -> None:
+        self.clock = FakeClock()
+        self.tally = Tally()
+        self.watch = TurnWatch(self.tally)
+        self.poller = TellingPoller(open_poller("auto"), self.clock)
+        self.loop = Loop(self.poller, self.clock, self.watch)
+        self.log = open_log("debug", "json", 100, 0, clock=self.clock, descriptor=log_descriptor)
+        self.service = EchoService(ServiceSettings(echo=echo), self.loop, self.tally, self.log)
+
+    def connect(self) -> socket.socket:
+        """Connect a client over a UNIX socket: what it sends is there when it has been sent."""
+        client, accepted = socket.socketpair()
+        self.service.welcome(accepted, "", "listener")
+        return client
+
+    def totals(self) -> Totals:
+        """Gather."""
+        return gather(self.service, self.loop, self.watch)
+
+    def close(self) -> None:
+        """Close all that is open."""
+        if self.service.connections:
+            self.service.cut(self.clock.now)
+            self.loop.turn()
+        self.loop.close()
+        self.log.close()
+
+
+MakeWorker = Callable[..., Worker]
+
+
+@pytest.fixture(name="make_worker")
+def _make_worker(tmp_path: Path) -> Iterator[MakeWorker]:
+    with ExitStack() as stack:
+        descriptor = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
+        stack.callback(os.close, descriptor)
+
+        def make(echo: EchoSettings | None = None) -> Worker:
+            worker = Worker(descriptor, echo or EchoSettings())
+            stack.callback(worker.close)
+            return worker
+
+        yield make
+
+
+# The shape.
+
+
+def test_everything_is_zero_at_first() -> None:
+    """New totals hold nothing but zeros, in lists of their own."""
+    one, other = Totals(), Totals()
+    one.connections_closed[0] += 1
+    one.turns[3] += 1
+    assert set(flat(other)) == {0}
+
+
+def test_lists_have_a_place_for_each_label() -> None:
+    """Lists by reason are as long as the reasons there are."""
+    made = Totals()
+    assert len(made.connections_closed) == len(CloseReason)
+    assert len(made.connections_rejected) == len(REJECT_REASONS)
+    assert len(made.accept_pauses) == len(PAUSE_REASONS)
+
+
+def test_gathered_totals_have_the_same_shape(make_worker: MakeWorker) -> None:
+    """What a worker gathers fits the zeros of new totals, field by field and class by class."""
+    gathered = make_worker().totals()
+    assert gathered == Totals()
+    assert Totals.sum([Totals(), gathered]) == Totals()
+
+
+# The sum.
+
+
+@given(parts=st.lists(totals(), max_size=3))
+def test_sum_adds_each_number(parts: list[Totals]) -> None:
+    """The sum over workers adds each number up, exactly, and leaves the parts alone."""
+    before = [flat(part) for part in parts]
+    expected = [sum(column) for column in zip(flat(Totals()), *before, strict=True)]
+    assert flat(Totals.sum(parts)) == expected
+    assert [flat(part) for part in parts] == before
+
+
+def test_sum_of_nothing_is_zero() -> None:
+    """Without any worker everything is zero."""
+    assert Totals.sum([]) == Totals()
+
+
+def test_sum_refuses_another_shape() -> None:
+    """Totals of another version, with more or fewer classes, are not added up silently."""
+    other = Totals(turns=[0] * (TURN_CLASSES + 1))
+    with pytest.raises(ValueError, match="zip"):
+        Totals.sum([other])
+
+
+# What a turn adds.
+
+
+@given(
+    turns=st.lists(
+        st.tuples(
+            st.floats(0, 100, allow_subnormal=False),  # Seconds.
+            st.integers(0, 300),  # Events.
+            st.integers(0, 5000),  # Frames.
+            st.integers(0, 5000),  # Of which these could not leave at once.
+        )
+    )
+)
+def test_echoes_of_a_turn(turns: list[tuple[float, int, int, int]]) -> None:
+    """Each echo that left in its turn is counted once, with the mean time of one event."""
+    tally = Tally()
+    watch = TurnWatch(tally)
+    at_once, spent = 0, 0.0
+    for seconds, events, frames, delayed in turns:
+        tally.frames += frames
+        tally.delayed_frames += min(frames, delayed)
+        watch(seconds, events)
+        at_once += frames - min(frames, delayed)
+        spent += (frames - min(frames, delayed)) * seconds / max(events, 1)
+    assert sum(watch.turns.counts) == len(turns)
+    assert watch.turns.seconds == pytest.approx(sum(turn[0] for turn in turns))
+    assert sum(tally.echo_delays.counts) == at_once
+    assert tally.echo_delays.seconds == pytest.approx(spent)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "events", "place"),
+    [(40e-6, 1, 0), (90e-6, 1, 1), (90e-6, 2, 0), (0.09, 100, 5), (1.0, 1, 15), (1000.0, 1, 20)],
+)
+def test_place_of_an_echo(seconds: float, events: int, place: int) -> None:
+    """The mean time of an event decides the class, whatever the number of frames."""
+    tally = Tally()
+    watch = TurnWatch(tally)
+    tally.frames = 17
+    watch(seconds, events)
+    assert {k: n for k, n in enumerate(tally.echo_delays.counts) if n} == {place: 17}
+
+
+def test_delayed_echoes_are_left_to_their_queue() -> None:
+    """Echoes that could not leave at once are not counted at the end of the turn."""
+    tally = Tally()
+    watch = TurnWatch(tally)
+    tally.frames = tally.delayed_frames = 5
+    watch(0.001, 1)
+    assert sum(tally.echo_delays.counts) == 0
+    tally.frames += 2
+    watch(0.001, 1)
+    assert sum(tally.echo_delays.counts) == 2
+
+
+# A service of numbers.
+
+
+def test_a_worker_counts_what_its_clients_do(make_worker: MakeWorker) -> None:
+    """Frames, bytes, sizes, delays and durations agree with what one client did."""
+    worker = make_worker()
+    client = worker.connect()
+    bodies = [b"", b"a", b"bb", b"x" * 300]
+    sent = b"".join(len(body).to_bytes(4) + body for body in bodies)
+    client.sendall(sent + b"\0")
+    worker.loop.turn()
+
+    present = worker.totals()
+    assert (present.connections_accepted, present.connections_active) == (1, 1)
+    assert (present.frames, present.received_bytes, present.sent_bytes) == (4, len(sent) + 1, 319)
+    assert {k: n for k, n in enumerate(present.frame_sizes) if n} == {0: 1, 1: 2, 9: 1}
+    assert present.frame_sizes_bytes == 303
+    assert sum(present.echo_delays) == 4
+    assert present.buffered_bytes > 0
+    assert present.timer_entries == 1
+    assert sum(present.turns) == 1
+    assert client.recv(1000) == sent
+
+    seen = flat(present)
+    client.close()
+    worker.clock.advance(0.05)
+    worker.loop.turn()
+    ended = worker.totals()
+    assert flat(present) == seen, "totals once taken have changed"
+    closed = dict(zip(CloseReason, ended.connections_closed, strict=True))
+    assert {reason: n for reason, n in closed.items() if n} == {CloseReason.TRUNCATED_FRAME: 1}
+    assert (ended.connections_active, ended.buffered_bytes, ended.timer_entries) == (0, 0, 0)
+    assert {k: n for k, n in enumerate(ended.connection_durations) if n} == {3: 1}
+    assert ended.connection_durations_ns == 50_000_000
+
+
+def test_a_worker_counts_what_waits(make_worker: MakeWorker) -> None:
+    """Echoes that the kernel does not take are not yet sent, and count as delayed when they are."""
+    worker = make_worker(EchoSettings(high_watermark_bytes=2000, low_watermark_bytes=1000))
+    client = worker.connect()
+    frame = (100_000).to_bytes(4) + b"x" * 100_000
+    client.setblocking(False)
+    sent = 0
+    while not worker.totals().backpressure_pauses:
+        sent += client.send((frame * 2)[sent % len(frame) :])
+        worker.loop.turn()
+    present = worker.totals()
+    assert present.frames * len(frame) > present.sent_bytes
+    assert present.buffered_bytes > 0
+    assert sum(present.echo_delays) < present.frames
+
+    worker.clock.advance(1)
+    received = 0
+    while received < present.frames * len(frame):
+        received += len(client.recv(1 << 20))
+        worker.loop.turn()
+    later = worker.totals()
+    assert sum(later.echo_delays) == later.frames
+    assert later.echo_delays_ns > 1_000_000_000
+    client.close()
+
+
+def test_frames_that_a_timer_finds(make_worker: MakeWorker) -> None:
+    """Bytes that come between the poll and a deadline are echoed and counted like others."""
+    worker = make_worker(EchoSettings(idle_s=10.0))
+    client = worker.connect()
+    frame = b"\0\0\0\1x"
+    worker.poller.afterwards = lambda: client.sendall(frame)
+    worker.loop.turn()
+    worker.poller.afterwards = lambda: None
+    assert client.recv(100) == frame
+    present = worker.totals()
+    assert (present.frames, sum(present.echo_delays)) == (1, 1)
+    client.close()
+
+
+def test_rejected_and_paused_are_gathered_in_order(make_worker: MakeWorker) -> None:
+    """Counts by reason come out in the order of the reasons."""
+    worker = make_worker()
+    counts = worker.service.counts
+    for number, reason in enumerate(REJECT_REASONS, 1):
+        counts.rejected[reason] = number
+    for number, reason in enumerate(PAUSE_REASONS, 1):
+        counts.accept_pauses[reason] = number
+    for number, close_reason in enumerate(CloseReason, 1):
+        counts.closed[close_reason] = number
+    present = worker.totals()
+    assert present.connections_rejected == list(range(1, len(REJECT_REASONS) + 1))
+    assert present.accept_pauses == list(range(1, len(PAUSE_REASONS) + 1))
+    assert present.connections_closed == list(range(1, len(CloseReason) + 1))

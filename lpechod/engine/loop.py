@@ -56,6 +56,7 @@ class Loop:
         "_again",
         "_clock",
         "_closing",
+        "_due_at",
         "_on_turn",
         "_poller",
         "_sources",
@@ -80,6 +81,7 @@ class Loop:
         self._closing: list[Closing] = []
         self._stopped = False
         self.now = clock()
+        self._due_at = math.inf
         self._wheel = TimerWheel(tick=math.floor(self.now * TICKS_PER_SECOND))
 
     def turn(self) -> None:
@@ -101,7 +103,7 @@ class Loop:
                 source.on_ready(mask, now)
             except Exception as error:  # noqa: BLE001 - likewise.
                 source.on_failure(error, now)
-        if now * TICKS_PER_SECOND >= self._wheel.next_tick():
+        if now >= self._due_at:
             self._expire(now)
         if self._closing:
             self._close_deferred(now)
@@ -121,13 +123,21 @@ class Loop:
         self._poller.close()
 
     def _time_to_sleep(self) -> float | None:
-        tick = self._wheel.next_tick()
-        if tick == NEVER:
+        if self._due_at == math.inf:
             return None
-        return min(max(0.0, tick / TICKS_PER_SECOND - self._clock()), _LONGEST_SLEEP_SECONDS)
+        sleep = self._due_at - self._clock()
+        return min(sleep, _LONGEST_SLEEP_SECONDS) if sleep > 0.0 else 0.0
+
+    def _note_due(self) -> None:
+        # (n / 10) * 10 is n for each integer, since 10 is the sum of two powers of two (Kahan), so
+        # a time that is not before `_due_at` is not before its tick either.
+        tick = self._wheel.next_tick()
+        self._due_at = math.inf if tick == NEVER else tick / TICKS_PER_SECOND
 
     def _expire(self, now: float) -> None:
-        for timer in self._wheel.advance(math.floor(now * TICKS_PER_SECOND)):
+        due = self._wheel.advance(math.floor(now * TICKS_PER_SECOND))
+        self._note_due()
+        for timer in due:
             if not timer.claim():
                 continue  # One that fired before it has called it off.
             try:
@@ -186,6 +196,7 @@ class Loop:
             self._wheel.cancel(timer)
         else:
             self._wheel.schedule(timer, self._tick_of(deadline))
+            self._note_due()
 
     def hasten(self, timer: Timer, deadline: float) -> None:
         """File a timer, or move it to an earlier deadline; a later one leaves it alone.

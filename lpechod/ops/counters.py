@@ -93,8 +93,9 @@ class TurnWatch:
         tally = self._tally
         at_once = tally.frames - tally.delayed_frames
         if at_once != self._seen:
-            # No event at all: a timer found bytes that arrived after the poll had returned.
-            tally.echo_delays.observe(seconds / max(events, 1), at_once - self._seen)
+            # Without any event, a timer has found bytes that arrived after the poll had returned.
+            mean = seconds / events if events else seconds
+            tally.echo_delays.observe(mean, at_once - self._seen)
             self._seen = at_once
 
 

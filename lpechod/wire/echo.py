@@ -17,7 +17,7 @@ sent from there. Everything else goes through a buffer of the connection's own a
 import math
 from collections.abc import Hashable
 
-from lpechod.wire.frames import HEADER_BYTES, SIZE_CLASSES, TOO_LARGE, scan
+from lpechod.wire.frames import HEADER_BYTES, TOO_LARGE, count_frames, scan, unpack_length
 from lpechod.wire.partial import PartialFrame
 from lpechod.wire.pending import Buffers, PendingEchoes
 from lpechod.wire.settings import EchoSettings
@@ -29,6 +29,7 @@ FRAMES_PER_TURN = 1024
 sends those must not make the others wait until all are counted."""
 
 _READING = frozenset({State.OPEN, State.DRAINING})
+_OVER = frozenset({State.LINGERING, State.CLOSED})
 
 # Why reading is paused, as bits.
 _WATERMARK = 1
@@ -52,30 +53,11 @@ class EchoProtocol:
     """
 
     __slots__ = (
-        "_active_at",
-        "_boundary_reason",
-        "_buffers",
-        "_drain_until",
-        "_expires_at",
-        "_linger_until",
-        "_owner",
-        "_partial",
-        "_paused",
-        "_paused_at",
-        "_pending",
-        "_progress_at",
-        "_settings",
-        "_steady",
-        "_tally",
-        "changed",
-        "close_reason",
-        "echoed_bytes",
-        "frames",
-        "receive_into",
-        "received_bytes",
-        "state",
-        "unsent_bytes",
-    )
+        "_active_at", "_boundary_reason", "_buffers", "_drain_until", "_expires_at",
+        "_linger_until", "_owner", "_partial", "_paused", "_paused_at", "_pending",
+        "_progress_at", "_settings", "_steady", "_tally", "changed", "close_reason",
+        "echoed_bytes", "frames", "receive_into", "received_bytes", "state", "unsent_bytes",
+    )  # fmt: skip
 
     def __init__(
         self, settings: EchoSettings, buffers: Buffers, tally: Tally, owner: Hashable, now: float
@@ -109,13 +91,23 @@ class EchoProtocol:
         Returns:
             Echoes in the shared buffer, to be sent at once, or None. They count as sent.
         """
+        tally = self._tally
+        tally.received_bytes += count
         self.received_bytes += count
-        self._tally.received_bytes += count
         self._active_at = now
         if not self._steady:
             self._receive_unsteady(count, now)
             return None
         shared = self.receive_into
+        (length,) = unpack_length(shared)
+        if length + HEADER_BYTES == count and length <= self._settings.max_frame_bytes:
+            # One whole frame is what most reads bring, and these lines are half the cost of a scan.
+            tally.frame_sizes[(length - 1).bit_length()] += 1
+            tally.frames += 1
+            tally.echoed_bytes += count
+            self.frames += 1
+            self.echoed_bytes += count
+            return shared[:count]
         whole, frames, need = self._scan(shared, count)
         if whole != count:
             self._keep(shared[whole:count], need, now)
@@ -129,25 +121,14 @@ class EchoProtocol:
             sent: how many bytes of it were taken.
             now: the time.
         """
-        # It starts at a frame boundary, so what is late can be counted afresh: this path is rare.
-        uncounted = [0] * SIZE_CLASSES
-        late = (
-            scan(echo, len(echo), len(echo), -1, uncounted)[1]
-            - scan(echo, sent, len(echo), -1, uncounted)[1]
-        )
+        late = count_frames(echo, len(echo)) - count_frames(echo, sent)
         self._enqueue_copy(echo[sent:], late, now)
 
     def receive_eof(self, now: float) -> None:
         """Take note that the peer has shut down its writing side."""
+        truncated = self._partial is not None
         self._active_at = now
-        if self.state in _READING:
-            truncated = self._partial is not None
-            self._drop_partial()
-            self._move(
-                Event.EOF, CloseReason.TRUNCATED_FRAME if truncated else CloseReason.PEER_CLOSED
-            )
-        else:
-            self._move(Event.EOF)
+        self._move(Event.EOF, CloseReason.TRUNCATED_FRAME if truncated else CloseReason.PEER_CLOSED)
 
     def receive_reset(self) -> None:
         """Take note that the connection is gone."""
@@ -173,11 +154,12 @@ class EchoProtocol:
         self._progress_at = self._active_at = now
         pending.drop_sent(count, now)
         self.unsent_bytes -= count
+        self._tally.unsent_bytes -= count
         if not pending.size:
             self._pending = None
+            self._steady = self.state is State.OPEN and self._partial is None
         if self._paused & _WATERMARK and pending.size <= self._settings.low_watermark_bytes:
-            self._unpause(_WATERMARK, now)
-        self._update_steady()
+            self.unpause(now, _WATERMARK)
         self.changed = True
 
     # What it wants.
@@ -197,24 +179,23 @@ class EchoProtocol:
     @property
     def has_backlog(self) -> bool:
         """Whether received bytes wait for `resume`; no descriptor will tell."""
-        return (
-            self._partial is not None
-            and self._partial.scannable
-            and not self._paused
-            and self.state in _READING
-        )
+        partial = self._partial
+        may_scan = self.state in _READING and not self._paused
+        return may_scan and partial is not None and partial.scannable
 
     def next_deadline(self) -> float:
         """Return when `handle_deadline` has something to do unless more happens; inf is never."""
         settings = self._settings
+        if self.state is State.CLOSED:
+            return math.inf
         if self.state is State.LINGERING:
             return min(self._linger_until, self._drain_until)
         deadline = min(self._drain_until, self._expires_at)
         if self._pending is not None:
             deadline = min(deadline, self._progress_at + settings.write_s)
-        if self.state in _READING and not self._paused:
+        if self.wants_read:
             if self._partial is not None:
-                deadline = min(deadline, self._frame_deadline(self._partial))
+                deadline = min(deadline, self._partial.deadline(settings))
             elif self._pending is None:
                 deadline = min(deadline, self._active_at + settings.idle_s)
         return deadline
@@ -223,32 +204,30 @@ class EchoProtocol:
 
     def handle_deadline(self, now: float) -> None:
         """Act on every deadline that has passed."""
+        if now < self.next_deadline():
+            return
         settings = self._settings
         if now >= self._expires_at:
             self._expires_at = math.inf
-            self._boundary_reason = CloseReason.LIFETIME
-            self._move(Event.DRAIN)
+            self._await_boundary(CloseReason.LIFETIME)
         if now >= self._drain_until:
             self.abort(CloseReason.DRAIN_TIMEOUT)
         elif self.state is State.LINGERING:
-            if now >= self._linger_until:
-                self._move(Event.LINGERED)
+            self._move(Event.LINGERED)
         elif self._pending is not None and now >= self._progress_at + settings.write_s:
-            self._drop_partial()
-            self._drop_pending()
             self._linger_until = now + settings.linger_s
             self._move(Event.STALLED, CloseReason.WRITE_TIMEOUT)
-        elif self.state in _READING and not self._paused:
+        elif self.wants_read:
             if self._partial is not None:
-                if now >= self._frame_deadline(self._partial):
-                    self._refuse(CloseReason.FRAME_TIMEOUT)
+                if now >= self._partial.deadline(settings):
+                    self._move(Event.REFUSE, CloseReason.FRAME_TIMEOUT)
             elif self._pending is None and now >= self._active_at + settings.idle_s:
-                self._refuse(CloseReason.IDLE_TIMEOUT)
+                self._move(Event.REFUSE, CloseReason.IDLE_TIMEOUT)
 
     def drain(self, until: float) -> None:
         """End at the next frame boundary with nothing pending, or at time ``until`` regardless."""
+        self._await_boundary(CloseReason.DRAINED)
         self._drain_until = min(self._drain_until, until)
-        self._move(Event.DRAIN)
 
     def abort(self, reason: CloseReason) -> None:
         """End it now and drop whatever is pending."""
@@ -256,20 +235,32 @@ class EchoProtocol:
 
     def advance(self, now: float) -> None:
         """Make the transitions that need no further input, and clear `changed`."""
-        if self.state is State.DRAINING and self._partial is None and self._pending is None:
+        # A drain waits for a lull, since it has an end of its own. A lifetime does not: a peer that
+        # keeps echoes pending all the time could put it off for ever.
+        done = self._pending is None or self._boundary_reason is CloseReason.LIFETIME
+        if self.state is State.DRAINING and self._partial is None and done:
             self._move(Event.BOUNDARY, self._boundary_reason)
         if self.state in (State.FLUSHING, State.FINISHING) and self._pending is None:
             self._linger_until = now + self._settings.linger_s
             self._move(Event.FLUSHED)
         self.changed = False
 
-    def pause(self, now: float) -> None:
+    def pause(self, now: float, why: int = _PRESSURE) -> None:
         """Stop reading until `unpause`: memory is short."""
-        self._pause(_PRESSURE, now)
+        if self.state in _READING and not self._paused:
+            self._paused_at = now
+            self._tally.backpressure_pauses += 1
+        self._paused |= why
+        self.changed = True
 
-    def unpause(self, now: float) -> None:
+    def unpause(self, now: float, why: int = _PRESSURE) -> None:
         """Take back `pause`."""
-        self._unpause(_PRESSURE, now)
+        if self._paused == why:
+            if self._partial is not None:
+                self._partial.since += now - self._paused_at
+            self._active_at = now
+        self._paused &= ~why
+        self.changed = True
 
     # The unsteady path.
 
@@ -292,20 +283,29 @@ class EchoProtocol:
         self.changed = True
 
     def _scan_partial(self, partial: PartialFrame, now: float) -> None:
-        """Move the whole frames to the queue, buffer and all; what follows them begins anew."""
+        """Move the whole frames to the queue; what follows them begins anew."""
         buffer = partial.buffer
         whole, frames, need = self._scan(buffer, partial.have)
         if need == TOO_LARGE and not frames:
-            self._refuse(CloseReason.FRAME_TOO_LARGE)
-        elif not frames:
+            self._move(Event.REFUSE, CloseReason.FRAME_TOO_LARGE)
+            return
+        if not frames:
             partial.need = need
             self._aim(partial)
-        else:
-            self._partial = None
-            self.receive_into = self._buffers.shared
+            return
+        self._partial = None
+        self.receive_into = self._buffers.shared
+        rest = buffer[whole : partial.have]
+        if self._pending is None or whole * 4 >= len(buffer):
             self._queue(now).append(buffer, whole, frames, now)
-            self._enqueued(whole, now)
-            self._keep(buffer[whole : partial.have], need, now)
+            self._owe(whole, frames, now)
+            self._keep(rest, need, now)
+        else:
+            # Handing over a buffer for each few bytes would let a peer that does not read make us
+            # hold hundreds of times what it sent.
+            self._enqueue_copy(buffer[:whole], frames, now)
+            self._keep(rest, need, now)
+            partial.release()
 
     def _scan(self, buffer: memoryview, end: int) -> tuple[int, int, int]:
         tally = self._tally
@@ -323,7 +323,7 @@ class EchoProtocol:
         if self.state not in _READING:
             return
         if need == TOO_LARGE:
-            self._refuse(CloseReason.FRAME_TOO_LARGE)
+            self._move(Event.REFUSE, CloseReason.FRAME_TOO_LARGE)
         elif rest:
             partial = PartialFrame.begin(self._buffers, self._owner, rest, need, now)
             if partial is None:
@@ -343,74 +343,46 @@ class EchoProtocol:
             self.receive_into = room
 
     def _enqueue_copy(self, echo: memoryview, frames: int, now: float) -> None:
-        if self.state is State.CLOSED or not self._queue(now).append_copy(echo, frames, now):
-            self._tally.unsent_bytes += len(echo)
-            self.unsent_bytes += len(echo)
-            if self.state is not State.CLOSED:
-                self.abort(CloseReason.OVERLOAD)
-        else:
-            self._enqueued(len(echo), now)
+        self._owe(len(echo), frames, now)
+        if self.state is State.CLOSED:
+            return  # For want of memory, since these echoes were returned.
+        if not self._queue(now).append_copy(echo, frames, now):
+            self.abort(CloseReason.OVERLOAD)
 
     def _queue(self, now: float) -> PendingEchoes:
         if self._pending is None:
-            self._pending = PendingEchoes(self._buffers, self._owner, self._tally)
+            self._pending = PendingEchoes(self._buffers, self._owner, self._tally.echo_delays)
             self._progress_at = now
+            self._steady = False
         return self._pending
 
-    def _enqueued(self, size: int, now: float) -> None:
+    def _owe(self, size: int, frames: int, now: float) -> None:
+        """Count echoes that are late; what is lost with its connection stays counted."""
         self.unsent_bytes += size
+        self._tally.unsent_bytes += size
+        self._tally.delayed_frames += frames
         if self.unsent_bytes >= self._settings.high_watermark_bytes:
-            self._pause(_WATERMARK, now)
-        self._update_steady()
+            self.pause(now, _WATERMARK)
         self.changed = True
 
-    # Pausing, deadlines, ending.
+    # Ending.
 
-    def _pause(self, why: int, now: float) -> None:
-        if not self._paused:
-            self._paused_at = now
-            self._tally.backpressure_pauses += 1
-        self._paused |= why
-        self.changed = True
-
-    def _unpause(self, why: int, now: float) -> None:
-        if self._paused == why:
-            if self._partial is not None:
-                self._partial.since += now - self._paused_at
-            self._active_at = now
-        self._paused &= ~why
-        self.changed = True
-
-    def _frame_deadline(self, partial: PartialFrame) -> float:
-        settings = self._settings
-        body = max(0, partial.need - HEADER_BYTES)
-        return partial.since + settings.frame_s + body / settings.min_rate_bytes_per_s
-
-    def _refuse(self, reason: CloseReason) -> None:
-        self._drop_partial()
-        self._move(Event.REFUSE, reason)
+    def _await_boundary(self, reason: CloseReason) -> None:
+        if self.state is State.OPEN:
+            self._boundary_reason = reason
+        self._move(Event.DRAIN)
 
     def _move(self, event: Event, reason: CloseReason | None = None) -> None:
         """Change the state: the only place that does. The first reason stays."""
         self.state = next_state(self.state, event)
         if self.close_reason is None:
             self.close_reason = reason
-        if self.state is State.CLOSED:
-            self._drop_partial()
-            self._drop_pending()
-        self._update_steady()
-        self.changed = True
-
-    def _update_steady(self) -> None:
-        self._steady = self.state is State.OPEN and self._partial is None and self._pending is None
-
-    def _drop_partial(self) -> None:
-        if self._partial is not None:
+        if self._partial is not None and self.state not in _READING:
             self._partial.release()
             self._partial = None
             self.receive_into = self._buffers.shared
-
-    def _drop_pending(self) -> None:
-        if self._pending is not None:
+        if self._pending is not None and self.state in _OVER:
             self._pending.discard()
             self._pending = None
+        self._steady = False  # No event leads back to OPEN.
+        self.changed = True

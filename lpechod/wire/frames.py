@@ -20,7 +20,8 @@ TOO_LARGE = -1
 UNSCANNED = 0
 
 _HEADER = Struct(">I")
-_unpack_from = _HEADER.unpack_from
+unpack_length = _HEADER.unpack_from
+"""Decode the length at the front of a buffer, or at an offset in it, to a tuple of one."""
 encode_header = _HEADER.pack
 """Encode a length (0 to 4294967295) as the four bytes that go in front of a body."""
 
@@ -43,13 +44,13 @@ def scan(
         `HEADER_BYTES` while that header is incomplete, `TOO_LARGE` if it announces more than
         ``max_length``, and `UNSCANNED` if the budget ended the scan.
     """
-    unpack_from = _unpack_from
+    unpack = unpack_length
     offset = frames = 0
     while frames != budget:
         body = offset + 4
         if body > end:
             return offset, frames, HEADER_BYTES
-        (length,) = unpack_from(buffer, offset)
+        (length,) = unpack(buffer, offset)
         if length > max_length:
             return offset, frames, TOO_LARGE
         following = body + length
@@ -59,3 +60,8 @@ def scan(
         frames += 1
         offset = following
     return offset, frames, UNSCANNED
+
+
+def count_frames(buffer: memoryview, end: int) -> int:
+    """Count the whole frames in ``buffer[:end]``, whose lengths have been checked already."""
+    return scan(buffer, end, MAX_LENGTH, -1, [0] * SIZE_CLASSES)[1]

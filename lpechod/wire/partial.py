@@ -4,13 +4,14 @@ from collections.abc import Hashable
 
 from lpechod.wire.frames import HEADER_BYTES
 from lpechod.wire.pending import Buffers
+from lpechod.wire.settings import EchoSettings
 
 
 class PartialFrame:
     """What has arrived of a frame; or, with a ``need`` that ``have`` covers, unscanned frames.
 
-    The buffer grows fourfold when it is full, so memory follows the bytes that arrived and never
-    the length that the header announces.
+    The buffer grows by one class of its source when it is full, so memory follows the bytes that
+    arrived and never the length that the header announces.
 
     Args:
         buffers: source of memory.
@@ -59,18 +60,26 @@ class PartialFrame:
     def room(self) -> memoryview | None:
         """Return where the next bytes go; None if there is no memory for them.
 
-        Never past the frame's end: what follows belongs into the shared buffer, and a frame that
-        ends where a read ends is a boundary at which a draining connection can be closed.
+        Never past the frame's end, nor past a header of which a part is there: what follows belongs
+        into the shared buffer, and a frame that ends where a read ends is a boundary at which a
+        draining connection can be closed, however much its peer pipelines.
         """
         have, need = self.have, self.need
         if have == len(self.buffer):
-            larger = self._buffers.acquire(min(need, have * 4), self._owner)
+            # Asking for four times as much would skip a class: a class is four times the one before
+            # plus the same headroom, so a full buffer times four is just more than the next holds.
+            larger = self._buffers.acquire(min(need, have * 2), self._owner)
             if larger is None:
                 return None
             larger[:have] = self.buffer
             self.release()
             self.buffer = larger
-        return self.buffer[have:] if need <= HEADER_BYTES else self.buffer[have:need]
+        return self.buffer[have:need]
+
+    def deadline(self, settings: EchoSettings) -> float:
+        """Return by when it has to be whole, as far as its length is known."""
+        body = self.need - HEADER_BYTES
+        return self.since + settings.frame_s + body / settings.min_rate_bytes_per_s
 
     def release(self) -> None:
         """Give the buffer back."""

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Hashable
 from typing import Protocol
 
-from lpechod.wire.tally import Tally
+from lpechod.wire.tally import Histogram
 
 _MAX_VIEWS = 64
 """Buffers offered to one gathering write: far below IOV_MAX (1024, writev(2)), past all benefit."""
@@ -48,15 +48,15 @@ class PendingEchoes:
     Args:
         buffers: source of memory.
         owner: on whose account to take it.
-        tally: where to count bytes and delays.
+        delays: where to count how long frames have waited.
     """
 
-    __slots__ = ("_buffers", "_chunks", "_owner", "_tally", "size")
+    __slots__ = ("_buffers", "_chunks", "_delays", "_owner", "size")
 
-    def __init__(self, buffers: Buffers, owner: Hashable, tally: Tally) -> None:
+    def __init__(self, buffers: Buffers, owner: Hashable, delays: Histogram) -> None:
         self._buffers = buffers
         self._owner = owner
-        self._tally = tally
+        self._delays = delays
         self._chunks: deque[_Chunk] = deque()
         self.size = 0
         """Bytes that wait."""
@@ -64,7 +64,7 @@ class PendingEchoes:
     def append(self, buffer: memoryview, size: int, frames: int, now: float) -> None:
         """Take over a buffer whose first ``size`` bytes are ``frames`` whole frames."""
         self._chunks.append(_Chunk(buffer, size, frames, now))
-        self._account(size, frames)
+        self.size += size
 
     def append_copy(self, echo: memoryview, frames: int, now: float) -> bool:
         """Copy echoes that lie in somebody else's buffer.
@@ -78,7 +78,7 @@ class PendingEchoes:
             last.buffer[last.end : last.end + size] = echo
             last.end += size
             last.frames += frames
-            self._account(size, frames)
+            self.size += size
             return True
         buffer = self._buffers.acquire(max(size, _MIN_CHUNK_BYTES), self._owner)
         if buffer is None:
@@ -86,11 +86,6 @@ class PendingEchoes:
         buffer[:size] = echo
         self.append(buffer, size, frames, now)
         return True
-
-    def _account(self, size: int, frames: int) -> None:
-        self.size += size
-        self._tally.unsent_bytes += size
-        self._tally.delayed_frames += frames
 
     def views(self) -> list[memoryview]:
         """Return what waits, oldest first, as far as one gathering write should take it."""
@@ -104,7 +99,6 @@ class PendingEchoes:
     def drop_sent(self, count: int, now: float) -> None:
         """Drop ``count`` bytes from the front, which the kernel has taken."""
         self.size -= count
-        self._tally.unsent_bytes -= count
         while count:
             chunk = self._chunks[0]
             waiting = chunk.end - chunk.start
@@ -113,10 +107,10 @@ class PendingEchoes:
                 return
             count -= waiting
             self._chunks.popleft()
-            self._tally.echo_delays.observe(now - chunk.since, chunk.frames)
+            self._delays.observe(now - chunk.since, chunk.frames)
             self._buffers.release(chunk.buffer, self._owner)
 
     def discard(self) -> None:
-        """Give all buffers back; what waited in them stays counted as unsent."""
+        """Give all buffers back."""
         while self._chunks:
             self._buffers.release(self._chunks.pop().buffer, self._owner)

@@ -38,7 +38,7 @@ class Event(Enum):
     DRAIN = "drain"
     """It shall end at the next frame boundary (the daemon drains, or its lifetime is over)."""
     BOUNDARY = "boundary"
-    """A draining connection has echoed all it read and is between two frames."""
+    """A draining connection is between two frames."""
     REFUSE = "refuse"
     """The peer broke a rule or ran out of time: end it, but let whole echoes out first."""
     STALLED = "stalled"

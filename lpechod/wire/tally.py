@@ -28,12 +28,14 @@ class Histogram:
 
     def observe(self, seconds: float, weight: int = 1) -> None:
         """Add ``weight`` observations of one duration, in seconds."""
-        index = int(seconds * self._scale).bit_length()
+        self.seconds += seconds * weight
+        if seconds <= self.first:  # Nearly all of them.
+            self.counts[0] += weight
+            return
         try:
-            self.counts[index] += weight
+            self.counts[int(seconds * self._scale).bit_length()] += weight
         except IndexError:
             self.counts[-1] += weight
-        self.seconds += seconds * weight
 
 
 @dataclass(slots=True)

@@ -38,7 +38,7 @@ _ABORTED = frozenset(
         errno.EPROTO,
         errno.ENOPROTOOPT,
         errno.EHOSTDOWN,
-        errno.ENONET,
+        getattr(errno, "ENONET", errno.EHOSTUNREACH),  # Linux only.
         errno.EHOSTUNREACH,
         errno.EOPNOTSUPP,
         errno.ENETDOWN,
@@ -105,9 +105,12 @@ class Acceptor(Timer):
         Closing a listening socket resets every connection in its queue.
         """
         for listener in self._listeners:
-            for _ in range(4096):
-                if not self._accept_one(listener):
-                    break
+            try:
+                for _ in range(4096):
+                    if not self._accept_one(listener):
+                        break
+            except Exception as error:  # noqa: BLE001 - the others are drained all the same.
+                self._log.error("accept_failed", exc_info=error)
         self.stop()
         self._loop.cancel(self)
         self._reason = None
@@ -117,12 +120,19 @@ class Acceptor(Timer):
 
     def accept(self, listener: Listener) -> None:
         """Accept from a listener until its queue is empty or the budget is spent."""
+        aborted = self._counts.rejected["aborted"]
         for _ in range(ACCEPTS_PER_TURN):
             if not self._accept_one(listener):
-                break
+                return
+        if self._counts.rejected["aborted"] - aborted == ACCEPTS_PER_TURN:
+            # Not the clients are at fault: a security module refuses each call, and leaves the
+            # queue as it is.
+            self.suspend("other")
 
     def suspend(self, reason: str) -> None:
         """Stop to accept until a connection closes or `RETRY_SECONDS` have passed."""
+        if self._reason is not None:
+            return
         self._counts.accept_pauses[reason] += 1
         listeners = [listener.name for listener in self._listeners]
         self._log.warning("accept_paused", reason=reason, listeners=listeners)

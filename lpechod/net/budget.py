@@ -77,7 +77,7 @@ class MemoryBudget(Timer):
 
     def _make_room(self, size: int, owner: Hashable) -> None:
         pool = self._pool
-        while pool.held + size > pool.limit:
+        while pool.held_by and pool.held + size > pool.limit:
             largest = self._largest()
             if largest is owner or pool.held_by[largest] <= pool.held_by.get(owner, 0):
                 return

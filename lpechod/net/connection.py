@@ -22,6 +22,14 @@ from lpechod.wire.settings import EchoSettings
 from lpechod.wire.states import CloseReason, State
 from lpechod.wire.tally import Tally
 
+_BACKLOG = 1 << 16
+"""In a mask: bytes wait in memory, which is no readiness. A bit of its own: an edge-triggered
+connection may ask for `READABLE` in the same turn, and that alone is the steady path's mask."""
+
+_LAST_READS = 16
+"""Reads before a deadline is enforced. The buffer of a frame that has begun grows with each, so
+that even the largest is read to its end if it is there."""
+
 
 class Host(Protocol):
     """Whoever keeps the connections."""
@@ -90,6 +98,7 @@ class Connection(Timer):
     def on_ready(self, mask: int, now: float) -> None:
         """Receive, echo and send as far as the descriptor is ready for it."""
         protocol = self.protocol
+        echo = None
         try:
             if mask & self._interest & READABLE:
                 count = self._transport.receive(protocol.receive_into)
@@ -104,8 +113,7 @@ class Connection(Timer):
             if mask != READABLE:
                 self._handle_rest(mask, now)
         except PeerGoneError:
-            if protocol.state is not State.CLOSED:
-                protocol.receive_reset()
+            self._lose_peer(echo, now)
         if protocol.changed:
             self._settle(now)
 
@@ -126,7 +134,11 @@ class Connection(Timer):
         if now >= protocol.next_deadline():
             # Bytes that already wait in the kernel were in time, however late this turn comes: the
             # process may have been stopped for a minute (SIGSTOP, a suspended machine).
-            self.on_ready(self._interest, now)
+            for _ in range(_LAST_READS):
+                received = protocol.received_bytes
+                self.on_ready(self._interest, now)
+                if protocol.received_bytes == received or now < protocol.next_deadline():
+                    break
             if protocol.state is not State.CLOSED and now >= protocol.next_deadline():
                 protocol.handle_deadline(now)
                 self._settle(now)
@@ -188,6 +200,12 @@ class Connection(Timer):
         if views:
             self.protocol.bytes_sent(self._transport.send_many(views), now)
 
+    def _lose_peer(self, echo: memoryview | None, now: float) -> None:
+        if self.protocol.state is not State.CLOSED:
+            self.protocol.receive_reset()
+        if echo is not None:
+            self.protocol.unsent(echo, 0, now)  # It counts as sent, and `send` was what failed.
+
     def _settle(self, now: float) -> None:
         """Bring descriptor, interest and timer in step with a protocol that has changed."""
         protocol = self.protocol
@@ -204,7 +222,7 @@ class Connection(Timer):
             self._fin_sent = True
             self._transport.end()
         if protocol.has_backlog:
-            self._loop.again(self, 0)  # Not readiness: the bytes are in memory already.
+            self._loop.again(self, _BACKLOG)
         interest = (READABLE if protocol.wants_read else 0) | (
             WRITABLE if protocol.wants_write else 0
         )
@@ -216,6 +234,7 @@ class Connection(Timer):
     def _abort(self, reason: CloseReason, now: float) -> None:
         if self.protocol.state is not State.CLOSED:
             self.protocol.abort(reason)
+        if self.protocol.changed:  # Or else it has been closed before, descriptor and all.
             self._settle(now)
 
     def _finish(self) -> None:

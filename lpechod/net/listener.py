@@ -4,6 +4,7 @@ Names are looked up here, once, before the loop runs: getaddrinfo(3) blocks. Eve
 before anything is reported, so an operator sees all that is wrong with one start.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -16,6 +17,17 @@ from pathlib import Path
 from lpechod.net.address import Address, TcpAddress, UnixAddress
 
 _WILDCARD_V6 = "::"
+
+_TCP_HINTS = {
+    errno.EADDRINUSE: "see who has it: ss -ltnp 'sport = :{port}'",
+    errno.EADDRNOTAVAIL: "no interface of this machine has it",
+    errno.EACCES: "ports below 1024 need CAP_NET_BIND_SERVICE",
+    errno.EAFNOSUPPORT: 'no IPv6 here? ":{port}" takes what there is',
+}
+_UNIX_HINTS = {
+    errno.EADDRINUSE: "another process listens on it",
+    errno.ENOENT: "the directory has to exist",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +70,15 @@ class Listener:
         self._inode = _inode(path) if path is not None else None
 
     def close(self) -> None:
-        """Close the socket, and remove its file if that is still ours."""
-        self.socket.close()
+        """Close the socket, and remove its file if that is still ours.
+
+        The file goes first. While the socket is open its inode number belongs to nobody else, and
+        whoever starts at this moment finds a socket that answers and leaves the file alone.
+        """
         if self._path is not None and _inode(self._path) == self._inode:
-            Path(self._path).unlink()
+            with contextlib.suppress(OSError):  # The directory may be closed to us by now.
+                Path(self._path).unlink()
+        self.socket.close()
 
 
 def open_listeners(settings: Iterable[ListenerSettings]) -> list[Listener]:
@@ -184,16 +201,12 @@ def _explain(error: OSError, address: Address) -> str:
     """Say what went wrong and, where there is one, the way out."""
     reason = error.strerror or str(error)
     if isinstance(error, socket.gaierror):
-        return f"{reason} (is the host name right?)"
-    if error.errno == errno.EADDRINUSE:
-        if isinstance(address, TcpAddress):
-            return f"{reason} (see who has it: ss -ltnp 'sport = :{address.port}')"
-        return f"{reason} (another process listens on it)"
-    if error.errno == errno.EACCES and isinstance(address, TcpAddress):
-        return f"{reason} (ports below 1024 need CAP_NET_BIND_SERVICE)"
-    if error.errno == errno.EAFNOSUPPORT:
-        return f'{reason} (no IPv6 here? ":{getattr(address, "port", "PORT")}" takes what there is)'
-    return reason
+        hint = "is the host name right?"
+    elif isinstance(address, TcpAddress):
+        hint = _TCP_HINTS.get(error.errno or 0, "").format(port=address.port)
+    else:
+        hint = _UNIX_HINTS.get(error.errno or 0, "")
+    return f"{reason} ({hint})" if hint else reason
 
 
 def _inode(path: str) -> tuple[int, int] | None:

@@ -146,7 +146,10 @@ class EchoService:
     def on_ready(self, _mask: int, now: float) -> None:
         """Tell the next few connections to drain."""
         for connection in self._to_drain[-_DRAINS_PER_TURN:]:
-            connection.drain(self._drain_until, now)
+            try:
+                connection.drain(self._drain_until, now)
+            except Exception as error:  # noqa: BLE001 - a defect ends its own connection only.
+                connection.on_failure(error, now)
         del self._to_drain[-_DRAINS_PER_TURN:]
         if self._to_drain:
             self._loop.again(self, 0)

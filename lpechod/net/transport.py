@@ -26,6 +26,14 @@ PEER_GONE = frozenset(
         errno.ENETRESET,
         errno.ENETUNREACH,
         errno.EPERM,  # A packet filter refuses our packets.
+        # What a router or a firewall said about packets that then timed out (icmp(7); Linux maps
+        # the messages in icmp_err_convert and, for IPv6, in icmpv6_err_convert).
+        errno.EACCES,
+        errno.ECONNREFUSED,
+        errno.ENOPROTOOPT,
+        errno.EOPNOTSUPP,
+        errno.EPROTO,
+        getattr(errno, "ENONET", errno.EHOSTUNREACH),  # Linux only.
     }
 )
 """What the kernel answers when a connection is over, or its network is (tcp(7), ip(7), send(2))."""

@@ -1,0 +1,517 @@
+"""An echo server and its clients over real sockets, in fake time and in the test's own thread.
+
+Nothing runs but what a test asks for: a client's operation turns the server's loop until the kernel
+has done its part, for a bounded number of turns, so a server that hangs is a failed assertion and
+not a time-out. The clock stands still unless `EchoServer.pass_time` or `EchoServer.jump` moves it.
+
+`EchoServer.finish` holds every test to what must be true of any run: no defect was logged, each
+connection ended once and was logged once with the numbers its client saw, all memory was given
+back, and no timer or descriptor is left.
+"""
+
+import os
+import select
+import socket
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from lpechod.engine.kqueue import KqueuePoller
+from lpechod.engine.loop import Loop
+from lpechod.engine.poller import Poller, Ready, available
+from lpechod.net.acceptor import Acceptor
+from lpechod.net.address import parse_address
+from lpechod.net.admission import AdmissionLimits, format_peer
+from lpechod.net.connection import Connection
+from lpechod.net.listener import Listener, ListenerSettings, open_listeners
+from lpechod.net.service import EchoService, ServiceSettings
+from lpechod.wire.settings import EchoSettings
+from lpechod.wire.states import CloseReason
+from lpechod.wire.tally import Tally
+from tests.engine import fake_kqueue
+from tests.fake_time import FakeClock, FakeTimePoller
+
+POLLERS: Mapping[str, Callable[[], Poller]] = {
+    "kqueue": lambda: KqueuePoller(fake_kqueue),
+    **available(),
+}
+"""Every poller of the platform, and kqueue over a stand-in where there is none."""
+
+MOST_TURNS = 20_000
+"""More than any operation of a test needs; a server that needs more than that hangs or spins."""
+
+_MOST_WAITS = 300
+_WAIT_SECONDS = 0.01
+"""The kernel has timers of its own, such as 40 ms for a delayed acknowledgement. A client that can
+do nothing, of a server that has nothing to do, waits for its socket; three seconds are for ever."""
+
+
+def frame(body: bytes) -> bytes:
+    """Return a body with its length in front."""
+    return struct.pack(">I", len(body)) + body
+
+
+def body_of(size: int) -> bytes:
+    """Return so many bytes of which no two neighbourhoods look alike."""
+    count = size // 4 + 1
+    return struct.pack(f">{count}I", *((k * 2654435761) & 0xFFFFFFFF for k in range(count)))[:size]
+
+
+def descriptors() -> frozenset[str]:
+    """Return the descriptors of this process; the one that reads the list is always in it."""
+    return frozenset(os.listdir("/dev/fd"))  # noqa: PTH208 - the numbers, not paths.
+
+
+def assert_same(expected: bytes, actual: bytes) -> None:
+    """Compare streams, and show a difference without printing megabytes."""
+    if expected != actual:
+        pairs = enumerate(zip(expected, actual, strict=False))
+        at = next((k for k, (a, b) in pairs if a != b), min(len(expected), len(actual)))
+        raise AssertionError(
+            f"streams of {len(expected)} and {len(actual)} bytes differ at {at}: "
+            f"{expected[at : at + 16].hex()} and {actual[at : at + 16].hex()}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class KernelBuffers:
+    """Sizes of the kernel's buffers for a socket, in bytes; None is the kernel's choice.
+
+    To be set before a handshake, which fixes the scale of the window.
+    """
+
+    send: int | None = None
+    receive: int | None = None
+
+    def apply(self, end: socket.socket) -> None:
+        """Set them; sockets that a listening one accepts inherit them."""
+        for option, size in ((socket.SO_SNDBUF, self.send), (socket.SO_RCVBUF, self.receive)):
+            if size is not None:
+                end.setsockopt(socket.SOL_SOCKET, option, size)
+
+
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """A line of the log, as data."""
+
+    level: str
+    event: str
+    fields: dict[str, object]
+
+
+@dataclass
+class RecordingLog:
+    """A log that keeps what it is told.
+
+    Attributes:
+        muted: events whose rate limit is reached.
+    """
+
+    lines: list[Logged] = field(default_factory=list)
+    muted: set[str] = field(default_factory=set)
+
+    def _record(self, level: str, event: str, fields: dict[str, object]) -> None:
+        assert event not in self.muted, f"{event} was logged though its rate limit is reached"
+        self.lines.append(Logged(level, event, fields))
+
+    def debug(self, event: str, **fields: object) -> None:
+        self._record("debug", event, fields)
+
+    def info(self, event: str, **fields: object) -> None:
+        self._record("info", event, fields)
+
+    def warning(self, event: str, **fields: object) -> None:
+        self._record("warning", event, fields)
+
+    def error(self, event: str, **fields: object) -> None:
+        self._record("error", event, fields)
+
+    def permits(self, event: str) -> bool:
+        return event not in self.muted
+
+    def of(self, event: str) -> list[dict[str, object]]:
+        """Return the fields of each line of an event."""
+        return [line.fields for line in self.lines if line.event == event]
+
+    def events(self) -> list[str]:
+        """Return the name of each line, in order, without those of single connections."""
+        return [line.event for line in self.lines if not line.event.startswith("connection_")]
+
+
+class HeldPoller(FakeTimePoller):
+    """Skips waiting up to a time that the test sets, and no further."""
+
+    def __init__(self, poller: Poller, clock: FakeClock) -> None:
+        super().__init__(poller, clock)
+        self._held_clock = clock
+        self.until = 0.0
+
+    def poll(self, timeout: float | None) -> Ready:
+        """Return what is ready, or skip the wait as far as it is allowed."""
+        left = max(0.0, self.until - self._held_clock.now)
+        return super().poll(left if timeout is None else min(timeout, left))
+
+
+class EchoServer:
+    """The echo service behind real listeners.
+
+    Args:
+        poller: a key of `POLLERS`.
+        addresses: where to listen, as in the configuration.
+        echo: settings of the protocol.
+        admission: limits on connections.
+        max_buffered_bytes: limit on memory.
+        buffers: kernel buffers of the accepted sockets.
+
+    Attributes:
+        errors: events of level ``error`` that the test provokes.
+    """
+
+    def __init__(
+        self,
+        poller: str,
+        *addresses: str,
+        echo: EchoSettings | None = None,
+        admission: AdmissionLimits | None = None,
+        max_buffered_bytes: int = 256 << 20,
+        buffers: KernelBuffers = KernelBuffers(),
+    ) -> None:
+        self._before = descriptors()
+        self.clock = FakeClock()
+        self.poller = HeldPoller(POLLERS[poller](), self.clock)
+        self.loop = Loop(self.poller, self.clock, self._on_turn)
+        self.log = RecordingLog()
+        self.errors: set[str] = set()
+        self.tally = Tally()
+        settings = ServiceSettings(
+            echo or EchoSettings(), admission or AdmissionLimits(), max_buffered_bytes
+        )
+        self.service = EchoService(settings, self.loop, self.tally, self.log)
+        self.listeners = open_listeners(
+            ListenerSettings(parse_address(address)) for address in addresses or ("127.0.0.1:0",)
+        )
+        for listener in self.listeners:
+            buffers.apply(listener.socket)
+        self.acceptor = Acceptor(
+            self.listeners, self.service.welcome, self.service.counts, self.loop, self.log
+        )
+        self.service.on_departure = self.acceptor.resume
+        self.acceptor.start()
+        self.clients: list[Client] = []
+        self.turns = 0
+        self._events = 0
+
+    def _on_turn(self, _seconds: float, events: int) -> None:
+        self.turns += 1
+        self._events = events
+
+    # Turning.
+
+    def turn(self) -> int:
+        """Turn once without moving the clock, and return how many events it handled."""
+        self.loop.turn()
+        return self._events
+
+    def settle(self) -> None:
+        """Turn until nothing is left to do."""
+        for _ in range(MOST_TURNS):
+            if not self.turn():
+                return
+        raise AssertionError(f"still busy after {MOST_TURNS} turns")
+
+    def assert_quiet(self) -> None:
+        """See that nothing wakes the loop for long.
+
+        A spin does in each turn. An acknowledgement that was delayed, or the second half of a
+        close, is news that may come late, once or twice.
+        """
+        busy = sum(self.turn() > 0 for _ in range(100))
+        assert busy <= 2, f"busy in {busy} of 100 turns"
+
+    def turn_until(
+        self, done: Callable[[], bool], what: str, waiting: Iterable[socket.socket] = ()
+    ) -> None:
+        """Turn until something has come true.
+
+        Args:
+            done: whether it has.
+            what: names it when it has not.
+            waiting: sockets whose readiness may make it true.
+        """
+        sockets = list(waiting)
+        waits = 0
+        for _ in range(MOST_TURNS):
+            if done():
+                return
+            if not self.turn() and not done():
+                waits += 1
+                if waits > _MOST_WAITS:
+                    break
+                select.select(sockets, (), (), _WAIT_SECONDS)
+        raise AssertionError(f"not within {self.turns} turns: {what}")
+
+    def pass_time(self, seconds: float) -> int:
+        """Let time pass as the loop would sleep through it, and return how often it woke up."""
+        self.poller.until = end = self.clock.now + seconds
+        turns = 0
+        while self.clock.now < end:
+            self.turn()
+            turns += 1
+            assert turns < MOST_TURNS, f"spins at {self.clock.now}, {end} is far"
+        self.settle()
+        return turns
+
+    def jump(self, seconds: float) -> None:
+        """Move the clock while the loop is not looking, as when the process was stopped."""
+        self.clock.advance(seconds)
+
+    # Clients.
+
+    def connect(
+        self,
+        listener: Listener | None = None,
+        host: str | None = None,
+        buffers: KernelBuffers = KernelBuffers(),
+        source: str | None = None,
+    ) -> "Client":
+        """Connect a client and see it accepted, or turned away.
+
+        Args:
+            listener: to which listener, if there are several.
+            host: by which address of it.
+            buffers: its kernel buffers.
+            source: address of the client, if it is not to be the kernel's choice.
+        """
+        client = self.dial(listener, host, buffers, source)
+        counts = self.service.counts
+
+        def seen() -> int:
+            return counts.accepted + sum(counts.rejected.values())
+
+        before = seen()
+        self.turn_until(lambda: seen() > before, "accepted or rejected")
+        return client
+
+    def dial(
+        self,
+        listener: Listener | None = None,
+        host: str | None = None,
+        buffers: KernelBuffers = KernelBuffers(),
+        source: str | None = None,
+    ) -> "Client":
+        """Connect a client, which waits in the listener's queue; see `connect`."""
+        listening = (listener or self.listeners[0]).socket
+        address = listening.getsockname()
+        family = listening.family
+        if host is not None:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            address = (host, address[1])
+        end = socket.socket(family, socket.SOCK_STREAM)
+        buffers.apply(end)
+        if source is not None:
+            end.bind((source, 0))
+        end.connect(address)  # Returns when the kernel has queued it.
+        client = Client(self, end)
+        self.clients.append(client)
+        return client
+
+    def connection_of(self, client: "Client") -> Connection:
+        """Return the server's end of a TCP client."""
+        (connection,) = (
+            each for each in self.service.connections if format_peer(each.peer) == client.name
+        )
+        return connection
+
+    def closed(self, client: "Client") -> dict[str, object]:
+        """Turn until a TCP client's connection has ended, and return its line of the log."""
+
+        def lines() -> list[dict[str, object]]:
+            closed = self.log.of("connection_closed")
+            return [line for line in closed if line["peer"] == client.name]
+
+        self.turn_until(lambda: bool(lines()), f"connection_closed of {client.name}")
+        (line,) = lines()
+        return line
+
+    # The end.
+
+    def finish(self) -> None:
+        """End all connections, and check what must be true of any run."""
+        try:
+            self._end()
+        finally:
+            # What a failed test leaves behind must not fail the next one.
+            for listener in self.listeners:
+                listener.close()
+            for connection in self.service.connections:
+                connection._transport.close()
+            self.loop.close()
+        assert self._before == descriptors()
+        assert self.service.pool.held == 0
+        assert not self.service.pool.held_by
+        assert self.service._admission.active == 0
+        assert not self.service._admission._by_host
+        self._check_log()
+        self._check_numbers()
+
+    def _end(self) -> None:
+        for client in self.clients:
+            client.close()
+        self.settle()
+        self.acceptor.drain()
+        self.pass_time(2.0)  # What is paused for want of memory goes on after a second.
+        self.turn_until(lambda: not self.service.connections, "every connection ended")
+        assert self.loop.timers == 0
+
+    def _check_log(self) -> None:
+        failed = [line for line in self.log.lines if line.level == "error"]
+        assert self.errors == {line.event for line in failed}, failed
+        closed = self.log.of("connection_closed")
+        counts = self.service.counts
+        if "connection_closed" not in self.log.muted:
+            assert len(closed) == counts.accepted
+            for reason in CloseReason:
+                logged = [line for line in closed if line["reason"] == reason.value]
+                assert len(logged) == counts.closed[reason], reason
+        assert sum(counts.closed.values()) == counts.accepted
+        assert sum(counts.durations.counts) == counts.accepted
+
+    def _check_numbers(self) -> None:
+        """Compare what we say we sent with what the clients received."""
+        sent = self.tally.echoed_bytes - self.tally.unsent_bytes
+        received = sum(client.received for client in self.clients)
+        if all(client.at_end for client in self.clients):
+            assert sent == received
+        assert sent >= received
+        lines = {line["peer"]: line for line in self.log.of("connection_closed")}
+        for client in self.clients:
+            line = lines.get(client.name)
+            if client.at_end and line is not None:
+                assert line["sent_bytes"] == client.received
+        assert sum(self.tally.frame_sizes) == self.tally.frames
+        assert sum(self.tally.echo_delays.counts) <= self.tally.delayed_frames
+        assert self.tally.delayed_frames <= self.tally.frames
+
+
+class Client:
+    """A client over a non-blocking socket; waiting for the server turns the server.
+
+    Args:
+        server: whose client it is.
+        end: a connected socket.
+
+    Attributes:
+        name: how the server's log shows it; None for a UNIX socket.
+        sent: bytes that the kernel has taken.
+        received: bytes that have arrived.
+        at_end: whether it has seen the server's end of file, so that nothing was lost.
+    """
+
+    def __init__(self, server: EchoServer, end: socket.socket) -> None:
+        end.setblocking(False)
+        self.server = server
+        self.socket = end
+        self.name = None if end.family == socket.AF_UNIX else format_peer(end.getsockname())
+        self.sent = 0
+        self.received = 0
+        self.at_end = False
+
+    def send_some(self, data: bytes | memoryview) -> int:
+        """Send what the kernel takes at once, and return how much that was."""
+        try:
+            count = self.socket.send(data)
+        except BlockingIOError:
+            return 0
+        self.sent += count
+        return count
+
+    def receive_some(self, size: int = 1 << 20) -> bytes | None:
+        """Return what is there: nothing yet is empty, an end of file is None."""
+        try:
+            data = self.socket.recv(size)
+        except BlockingIOError:
+            return b""
+        if not data:
+            self.at_end = True
+            return None
+        self.received += len(data)
+        return data
+
+    def send(self, data: bytes) -> None:
+        """Send everything."""
+        self._transfer(data, 0)
+
+    def receive_exactly(self, size: int) -> bytes:
+        """Receive so many bytes."""
+        return self._transfer(b"", size)
+
+    def exchange(self, data: bytes) -> None:
+        """Send whole frames while receiving, and see exactly them come back."""
+        assert_same(data, self._transfer(data, len(data)))
+
+    def _transfer(self, data: bytes, size: int) -> bytes:
+        rest = memoryview(data)
+        echo = bytearray()
+
+        def done() -> bool:
+            nonlocal rest
+            if rest:
+                rest = rest[self.send_some(rest) :]
+            while len(echo) < size:
+                part = self.receive_some(size - len(echo))
+                assert part is not None, f"end of file after {len(echo)} of {size} bytes"
+                if not part:
+                    break
+                echo.extend(part)
+            return not rest and len(echo) == size
+
+        self.server.turn_until(done, f"{len(data)} sent, {size} received", [self.socket])
+        return bytes(echo)
+
+    def receive_to_end(self) -> bytes:
+        """Receive until the server's end of file."""
+        echo = bytearray()
+
+        def done() -> bool:
+            while part := self.receive_some():
+                echo.extend(part)
+            return part is None
+
+        self.server.turn_until(done, "end of file", [self.socket])
+        return bytes(echo)
+
+    def expect_eof(self) -> None:
+        """See the end of the stream, with nothing in front of it."""
+        assert_same(b"", self.receive_to_end())
+
+    def expect_reset(self) -> None:
+        """See the connection reset, whatever arrives before."""
+
+        def done() -> bool:
+            try:
+                while part := self.receive_some():
+                    pass
+            except ConnectionResetError:
+                return True
+            assert part is not None, "end of file instead of a reset"
+            return False
+
+        self.server.turn_until(done, "reset", [self.socket])
+
+    def expect_silence(self) -> None:
+        """See that the server has nothing to say."""
+        self.server.settle()
+        assert self.receive_some() == b""
+
+    def shutdown(self) -> None:
+        """End our direction: a FIN."""
+        self.socket.shutdown(socket.SHUT_WR)
+
+    def reset(self) -> None:
+        """Close with a reset instead of an end of file."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.socket.close()
+
+    def close(self) -> None:
+        """Close; with unread data the kernel makes that a reset."""
+        self.socket.close()

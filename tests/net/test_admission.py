@@ -1,0 +1,102 @@
+"""Admission: the limits, whom they count as one client, and how a peer is written."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lpechod.net.admission import Admission, AdmissionLimits, format_peer, host_of
+from lpechod.net.counts import REJECT_REASONS
+
+HOSTS = ["192.0.2.1", "192.0.2.2", "2001:db8::1", None]
+
+
+def test_limit_of_all() -> None:
+    """At the limit nobody is admitted; who leaves makes room for one."""
+    admission = Admission(AdmissionLimits(max_connections=2))
+    assert admission.admit("192.0.2.1") is None
+    assert admission.admit("192.0.2.2") is None
+    assert admission.admit("192.0.2.3") == "max_connections"
+    admission.leave("192.0.2.1")
+
+    assert admission.admit("192.0.2.3") is None
+
+
+def test_limit_of_one_address() -> None:
+    """An address at its limit is refused, and others are not."""
+    admission = Admission(AdmissionLimits(max_connections_per_ip=1))
+    assert admission.admit("192.0.2.1") is None
+    assert admission.admit("192.0.2.1") == "max_connections_per_ip"
+    assert admission.admit("192.0.2.2") is None
+    admission.leave("192.0.2.1")
+
+    assert admission.admit("192.0.2.1") is None
+
+
+def test_no_limit_of_one_address() -> None:
+    """By default an address may hold them all, and is not even counted."""
+    admission = Admission(AdmissionLimits(max_connections=3))
+    assert [admission.admit("192.0.2.1") for _ in range(3)] == [None] * 3
+
+    assert not admission._by_host
+
+
+def test_unix_clients_have_no_address() -> None:
+    """Clients of a UNIX socket count for the limit of all, and for no address."""
+    admission = Admission(AdmissionLimits(max_connections=3, max_connections_per_ip=1))
+    assert [admission.admit(None) for _ in range(4)] == [None, None, None, "max_connections"]
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.sampled_from(HOSTS))),
+    st.integers(1, 5),
+    st.integers(0, 3),
+)
+def test_any_coming_and_going(
+    steps: list[tuple[bool, str | None]], most: int, most_per_ip: int
+) -> None:
+    """Whoever comes and goes, the limits are kept, used up, and nobody is remembered for ever."""
+    admission = Admission(AdmissionLimits(most, most_per_ip))
+    present: Counter[str | None] = Counter()
+    for comes, host in steps:
+        if comes:
+            limited = host is not None and most_per_ip and present[host] == most_per_ip
+            refusal = admission.admit(host)
+            if present.total() == most:
+                assert refusal == "max_connections"
+            elif limited:
+                assert refusal == "max_connections_per_ip"
+            else:
+                assert refusal is None
+                present[host] += 1
+            assert refusal is None or refusal in REJECT_REASONS
+        elif present[host]:
+            admission.leave(host)
+            present[host] -= 1
+        assert admission.active == present.total()
+    for host in present.elements():
+        admission.leave(host)
+
+    assert admission.active == 0
+    assert not admission._by_host
+
+
+@pytest.mark.parametrize(
+    ("peer", "host", "text"),
+    [
+        (("192.0.2.1", 50000), "192.0.2.1", "192.0.2.1:50000"),
+        (("2001:db8::1", 50000, 0, 0), "2001:db8::1", "[2001:db8::1]:50000"),
+        (("::1", 1, 0, 0), "::1", "[::1]:1"),
+        (("::ffff:192.0.2.1", 50000, 0, 0), "192.0.2.1", "192.0.2.1:50000"),
+        (("::ffff:1:2", 50000, 0, 0), "::ffff:1:2", "[::ffff:1:2]:50000"),
+        (("fe80::1%eth0", 7, 0, 2), "fe80::1%eth0", "[fe80::1%eth0]:7"),
+        ("", None, "unix"),
+        (b"\0abstract", None, "unix"),
+        ("/run/client.sock", None, "unix"),
+    ],
+)
+def test_peers(peer: object, host: str | None, text: str) -> None:
+    """A peer is one client by whatever listener it came, and nothing it chose gets into a log."""
+    assert host_of(peer) == host
+    assert format_peer(peer) == text

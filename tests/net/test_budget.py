@@ -1,0 +1,269 @@
+"""`max_buffered` as a hard limit, with peers that really do not read."""
+
+from collections.abc import Callable
+
+import pytest
+
+from lpechod.net.budget import PATIENCE_SECONDS
+from lpechod.wire.settings import EchoSettings
+from lpechod.wire.states import CloseReason
+from tests.net.conftest import Serve
+from tests.net.harness import Client, EchoServer, KernelBuffers, assert_same, body_of, frame
+
+LIMIT = 2 << 20
+ALARM = LIMIT // 8 * 7
+RELIEVED = LIMIT // 4 * 3
+ECHO = EchoSettings(
+    max_frame_bytes=64 << 10,
+    high_watermark_bytes=256 << 10,
+    low_watermark_bytes=32 << 10,
+    write_s=1000,
+    frame_s=1000,
+)
+HELD = (64 << 10) + 64
+"""What a frame of the largest size holds: a buffer of its class."""
+
+FRAME = frame(body_of(64 << 10))
+
+SERVER = KernelBuffers(send=4096, receive=1 << 20)
+CLIENT = KernelBuffers(send=1 << 20, receive=4096)
+"""A frame arrives as a whole, and its echo stays with us."""
+
+
+@pytest.fixture(name="server")
+def _server(serve: Serve) -> EchoServer:
+    server = serve(echo=ECHO, max_buffered_bytes=LIMIT, buffers=SERVER)
+    pool = server.service.pool
+    alarm = pool.on_alarm
+
+    def check() -> None:
+        assert pool.held <= pool.limit
+        assert sum(pool.held_by.values()) == pool.held
+        alarm()
+
+    pool.on_alarm = check
+    return server
+
+
+@pytest.fixture(name="holder")
+def _holder(server: EchoServer) -> Callable[[int], Client]:
+    """Connect clients whose echoes wait: so many of the largest frames, which they do not read."""
+
+    def hold(frames: int) -> Client:
+        client = server.connect(buffers=CLIENT)
+        connection = server.connection_of(client)
+        for _ in range(frames):
+            assert client.send_some(FRAME) == len(FRAME)
+            server.settle()
+        assert server.service.pool.held_by[connection] == frames * HELD
+        return client
+
+    return hold
+
+
+class TestShortage:
+    """Past seven eighths: the large are paused, and after a second the largest are shed."""
+
+    def fill(self, server: EchoServer, holder: Callable[[int], Client]) -> list[Client]:
+        """Hold memory until the alarm rings."""
+        clients = []
+        while server.service.pool.held <= ALARM:
+            clients.append(holder(1))
+        return clients
+
+    def test_pauses_and_goes_on(self, server: EchoServer, holder: Callable[[int], Client]) -> None:
+        """Peers that read within the second lose nothing; begin and end have a line each."""
+        clients = self.fill(server, holder)
+        (short,) = server.log.of("memory_short")
+        assert short["limit"] == LIMIT
+        assert ALARM < int(str(short["held"])) <= LIMIT
+        assert short["paused"] == len(clients)
+        for client in clients:
+            assert not server.connection_of(client).protocol.wants_read
+            assert_same(FRAME, client.receive_exactly(len(FRAME)))
+        server.pass_time(PATIENCE_SECONDS + 0.1)
+        assert server.log.of("memory_relieved") == [{"held": 0, "shed": 0}]
+
+        for client in clients:
+            client.exchange(FRAME)
+
+    def test_sheds_the_largest(self, server: EchoServer, holder: Callable[[int], Client]) -> None:
+        """If nobody reads, the largest are closed, as few as it takes."""
+        large = [holder(2) for _ in range(4)]
+        small = self.fill(server, holder)
+        held = server.service.pool.held
+        server.pass_time(PATIENCE_SECONDS - 0.1)
+        assert server.service.counts.closed[CloseReason.OVERLOAD] == 0
+        server.pass_time(0.2)
+        shed = server.service.counts.closed[CloseReason.OVERLOAD]
+        assert RELIEVED - 2 * HELD < server.service.pool.held <= RELIEVED
+        assert 0 < shed <= len(large)
+        assert shed == -(-(held - RELIEVED) // (2 * HELD))
+        assert server.log.of("memory_relieved") == [
+            {"held": server.service.pool.held, "shed": shed}
+        ]
+
+        for client in small:
+            assert_same(FRAME, client.receive_exactly(len(FRAME)))
+            client.exchange(frame(b"goes on"))
+        overloaded = [line["peer"] for line in server.log.of("connection_closed")]
+        assert set(overloaded) <= {client.name for client in large}
+
+    def test_small_ones_are_served(
+        self, server: EchoServer, holder: Callable[[int], Client]
+    ) -> None:
+        """While memory is short, those who hold little are not paused."""
+        small = server.connect()
+        part = frame(body_of(2000))
+        small.send(part[:1500])
+        server.settle()
+        self.fill(server, holder)
+        assert server.connection_of(small).protocol.wants_read
+        small.send(part[1500:])
+
+        assert_same(part, small.receive_exactly(len(part)))
+        server.connect().exchange(frame(b"newcomer"))
+
+    def test_once_at_a_time(self, server: EchoServer, holder: Callable[[int], Client]) -> None:
+        """More alarms within the second do not start it again, or write another line."""
+        self.fill(server, holder)
+        server.pass_time(0.5)
+        holder(1)
+        holder(1)
+        server.pass_time(0.6)
+
+        assert len(server.log.of("memory_short")) == 1
+        assert len(server.log.of("memory_relieved")) == 1
+
+    def test_alarms_in_two_turns(self, server: EchoServer, holder: Callable[[int], Client]) -> None:
+        """An alarm that rings while the first is being acted on is the same shortage."""
+        late = [server.connect(buffers=CLIENT) for _ in range(2)]
+        while server.service.pool.held + HELD <= ALARM:
+            holder(1)
+        for client in late:
+            client.send_some(FRAME)
+            server.turn()
+        server.settle()
+
+        assert len(server.log.of("memory_short")) == 1
+
+    def test_again_when_it_comes_again(
+        self, server: EchoServer, holder: Callable[[int], Client]
+    ) -> None:
+        """The next shortage is handled like the first."""
+        for _ in range(2):
+            self.fill(server, holder)
+            server.pass_time(PATIENCE_SECONDS + 0.1)
+
+        assert len(server.log.of("memory_short")) == 2
+        assert len(server.log.of("memory_relieved")) == 2
+        assert server.service.pool.held <= RELIEVED
+
+    def test_gone_before_it_is_over(
+        self, server: EchoServer, holder: Callable[[int], Client]
+    ) -> None:
+        """Connections that end while they are paused for memory are not touched again."""
+        for client in self.fill(server, holder):
+            client.reset()
+        server.settle()
+        assert server.service.pool.held == 0
+        server.pass_time(PATIENCE_SECONDS + 0.1)
+
+        assert server.log.of("memory_relieved") == [{"held": 0, "shed": 0}]
+
+    def test_no_spin(self, server: EchoServer, holder: Callable[[int], Client]) -> None:
+        """A shortage that lasts wakes nobody but its own timer."""
+        self.fill(server, holder)
+        server.settle()
+
+        server.assert_quiet()
+        assert server.pass_time(0.9) <= 4
+
+
+class TestLimit:
+    """The limit itself is met at once, within the call that would pass it."""
+
+    @pytest.fixture(autouse=True)
+    def _no_alarm(self, server: EchoServer) -> None:
+        """Leave it to the limit alone, without a warning before."""
+        server.service.pool.alarm = LIMIT
+
+    def test_larger_holder_makes_room(
+        self, server: EchoServer, holder: Callable[[int], Client]
+    ) -> None:
+        """Who asks for less than somebody else holds gets it, and that one is shed."""
+        clients = []
+        while server.service.pool.held + 2 * HELD <= LIMIT:
+            clients.append(holder(2))
+        while server.service.pool.held + HELD <= LIMIT:
+            holder(1)
+        newcomer = holder(1)
+        assert server.service.counts.closed[CloseReason.OVERLOAD] == 1
+        assert server.service.pool.held <= LIMIT
+
+        assert_same(FRAME, newcomer.receive_exactly(len(FRAME)))
+        (line,) = server.log.of("connection_closed")
+        assert line["peer"] in {client.name for client in clients}
+
+    def test_largest_holder_gets_no_more(
+        self, server: EchoServer, holder: Callable[[int], Client]
+    ) -> None:
+        """Who holds most and wants more is the one to go; the others stay as they are."""
+        greedy = holder(2)
+        others = []
+        while server.service.pool.held + HELD <= LIMIT:
+            others.append(holder(1))
+        greedy_connection = server.connection_of(greedy)
+        greedy_connection.unpause(server.clock.now)
+        greedy.send_some(FRAME[:50_000])
+        server.settle()
+
+        assert server.closed(greedy)["reason"] == "overload"
+        for client in others:
+            assert_same(FRAME, client.receive_exactly(len(FRAME)))
+
+    def test_largest_with_others(self, server: EchoServer, holder: Callable[[int], Client]) -> None:
+        """Among those who hold the same, nobody is shed for the one that wants more."""
+        others = []
+        while server.service.pool.held + HELD <= LIMIT:
+            others.append(holder(1))
+        others.pop().send_some(FRAME)
+        server.settle()
+
+        assert server.service.counts.closed[CloseReason.OVERLOAD] == 1
+        for client in others:
+            assert_same(FRAME, client.receive_exactly(len(FRAME)))
+
+    def test_never_passed(self, server: EchoServer) -> None:
+        """A stampede of peers that do not read, in one turn, stays within the limit."""
+        clients = [server.connect(buffers=CLIENT) for _ in range(60)]
+        for _ in range(30):
+            for client in clients:
+                try:
+                    client.send_some(FRAME * 2)
+                except OSError:
+                    continue  # It has been shed.
+            server.turn()
+            assert server.service.pool.held <= LIMIT
+        server.pass_time(PATIENCE_SECONDS + 0.1)
+
+        assert server.service.pool.held <= LIMIT
+        assert server.service.counts.closed[CloseReason.OVERLOAD] > 0
+
+    def test_request_larger_than_the_limit(self, serve: Serve) -> None:
+        """What can never be met ends the connection that asks, and is no defect."""
+        server = serve(max_buffered_bytes=1000)
+        client = server.connect()
+        client.send(frame(b"cut off")[:-1])
+
+        assert server.closed(client)["reason"] == "overload"
+        server.connect().exchange(frame(b"fits into one read"))
+
+    def test_echo_before_it_is_sent(self, serve: Serve) -> None:
+        """A connection that ends for want of memory has got the echoes that needed none."""
+        server = serve(max_buffered_bytes=1000)
+        client = server.connect()
+        client.send(frame(b"whole") + frame(b"cut off")[:-1])
+
+        assert client.receive_exactly(9) == frame(b"whole")
+        assert server.closed(client)["sent_bytes"] == 9

@@ -348,11 +348,9 @@ class TestHalfCloseAtABoundary:
         assert_same(stream, client.receive_to_end())
 
     def test_peer_that_never_reads_its_echoes(self, serve: Serve) -> None:
-        """Pending echoes of an ended peer are held for the write time-out, and no longer.
-
-        The peer's kernel may take a little more at first, too little to report as room: that is
-        found at the first deadline and is progress.
-        """
+        """Pending echoes of an ended peer are held for the write time-out, and no longer."""
+        # The peer's kernel may take a little more at first, too little to report as room: that is
+        # found at the first deadline and is progress.
         server = serve(buffers=NARROW)
         client = server.connect(buffers=NARROW)
         client.send(frame(body_of(200_000)))

@@ -414,11 +414,9 @@ class TestUnix:
     def test_file_is_gone_before_the_socket(
         self, listen: Listen, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Whoever finds the file finds somebody who answers: it can't be taken for a stale one.
-
-        With the socket closed first, a starter in between would replace the file by its own, whose
-        inode may have the same number: we would remove that.
-        """
+        """Whoever finds the file finds somebody who answers: it can't be taken for a stale one."""
+        # With the socket closed first, a starter in between would replace the file by its own,
+        # whose inode may have the same number: we would remove that.
         (listener,) = listen(f"unix:{path}")
         found = []
 

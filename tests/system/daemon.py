@@ -144,10 +144,16 @@ class Daemon:
                 return
         raise AssertionError(f"{name} {labels} is {self.metric(name, **labels)}, never {value}")
 
-    def descriptors(self) -> list[str]:
-        """Return what the descriptors of the process refer to."""
-        folder = Path(f"/proc/{self.process.pid}/fd")
-        return sorted(str(entry.readlink()) for entry in folder.iterdir())
+    def descriptors(self) -> int:
+        """Return how many descriptors the process has open."""
+        return sum(1 for _ in Path(f"/proc/{self.process.pid}/fd").iterdir())
+
+    def wait_for_descriptors(self, count: int) -> None:
+        """Wait until so many descriptors are open: the last scrape may be closing its own."""
+        for _ in range(100_000):
+            if self.descriptors() == count:
+                return
+        raise AssertionError(f"{self.descriptors()} descriptors are open, never {count}")
 
     def resident_kib(self) -> int:
         """Return the resident set, without what is shared with files."""

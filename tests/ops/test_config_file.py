@@ -1,6 +1,5 @@
 """Files that are no configuration at all: what is answered when there is nothing to validate."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -60,16 +59,6 @@ def test_a_directory_is_no_configuration(tmp_path: Path) -> None:
     """Naming the directory instead of the file in it is answered as such."""
     assert problem(tmp_path).message == (
         "can't be read: Is a directory; name a file: lpechod serve --config FILE"
-    )
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_may_not_be_read_names_who_has_to(path: Path) -> None:
-    """A permission problem says whose permission is meant."""
-    path.touch(mode=0o000)
-
-    assert problem(path).message == (
-        "can't be read: Permission denied; the user that lpechod runs as must be able to read it"
     )
 
 

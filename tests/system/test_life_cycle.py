@@ -169,12 +169,13 @@ def test_every_poller_serves(tmp_path: Path, poller: str) -> None:
 
 
 def test_workers_may_be_configured(tmp_path: Path) -> None:
-    """A number of workers is accepted, and the daemon serves."""
+    """Any number of workers is accepted, with a warning that there is only one, which serves."""
     with (
         Daemon(tmp_path, '[server]\nworkers = "auto"\n') as daemon,
         daemon.connect() as client,
     ):
         client.echo(b"hello")
+        assert daemon.wait_for("one_worker_only")["workers"] == "auto"
 
 
 def test_a_default_sigpipe_is_no_danger(tmp_path: Path) -> None:

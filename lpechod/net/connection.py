@@ -120,13 +120,15 @@ class Connection(Timer):
     def _handle_rest(self, mask: int, now: float) -> None:
         """Handle what a mask says beside that there is something to read."""
         protocol = self.protocol
+        if protocol.has_backlog:
+            # Before the flush, which takes note of whether the kernel refuses any of the echoes:
+            # under edge-triggering nobody else would send those that are queued behind it.
+            protocol.resume(now)
         wanted = mask & self._interest
         if wanted & WRITABLE:
             self._flush(now)
         elif mask & (ERROR | HANGUP) and not wanted & READABLE:
             raise PeerGoneError("hung up while nothing was to be read")
-        if protocol.has_backlog:
-            protocol.resume(now)
 
     def on_deadline(self, now: float) -> None:
         """Act on a deadline, unless it has moved or the peer has kept it after all."""

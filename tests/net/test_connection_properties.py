@@ -282,9 +282,9 @@ class AnyKernel(RuleBasedStateMachine):
         self.protocol = self.connection.protocol
 
     def teardown(self) -> None:
+        self.patch.undo()
         if hasattr(self, "kernel"):
             self.end_in_peace()
-        self.patch.undo()
 
     # The peer and the network.
 
@@ -516,3 +516,20 @@ TestSilent = SilentKernel.TestCase
 TestSilent.settings = _THOROUGH
 TestEdgeTriggered = EdgeKernel.TestCase
 TestEdgeTriggered.settings = _THOROUGH
+
+
+def test_echoes_queued_behind_a_flush_are_sent() -> None:
+    """Edge-triggered, echoes of frames that a budget left over go out although no edge will come."""
+    machine = EdgeKernel()
+    try:
+        machine.start(room=0, shared=28)
+        machine.pause()
+        machine.send(sizes=[0] * 7, keep=0)
+        machine.unpause()
+        machine.turn()
+        machine.acknowledge(size=25)
+        for _ in range(3):
+            machine.turn()
+            machine.no_wakeup_is_lost()
+    finally:
+        machine.teardown()

@@ -519,7 +519,7 @@ TestEdgeTriggered.settings = _THOROUGH
 
 
 def test_echoes_queued_behind_a_flush_are_sent() -> None:
-    """Edge-triggered, echoes of frames that a budget left over go out although no edge will come."""
+    """Echoes of frames that a budget left over go out, although no edge will tell of room."""
     machine = EdgeKernel()
     try:
         machine.start(room=0, shared=28)

@@ -48,15 +48,14 @@ def daemon(config: str = "", prefix: tuple[str, ...] = ()) -> Iterator[Daemon]:
         yield it
 
 
-def cpu_share(it: Daemon, seconds: float) -> float:
+def cpu_share(it: Daemon, healthy: EchoClient, seconds: float) -> float:
     """Return the CPU share at rest, with one echo every 100 ms to see that others are served."""
-    with it.connect() as healthy:
+    healthy.echo(b"hello")
+    begin, before = time.monotonic(), cpu_seconds(it.process.pid)
+    while time.monotonic() - begin < seconds:
+        time.sleep(0.1)
         healthy.echo(b"hello")
-        begin, before = time.monotonic(), cpu_seconds(it.process.pid)
-        while time.monotonic() - begin < seconds:
-            time.sleep(0.1)
-            healthy.echo(b"hello")
-        return (cpu_seconds(it.process.pid) - before) / (time.monotonic() - begin)
+    return (cpu_seconds(it.process.pid) - before) / (time.monotonic() - begin)
 
 
 def never_reads(it: Daemon) -> EchoClient:
@@ -87,8 +86,8 @@ def resets(it: Daemon) -> EchoClient:
 
 def hostile(name: str, client: Callable[[Daemon], EchoClient], seconds: float) -> None:
     """Print the CPU share beside one hostile client."""
-    with daemon() as it, client(it):
-        print(f"{name:42} {cpu_share(it, seconds):8.2%} of a CPU", flush=True)
+    with daemon() as it, client(it), it.connect() as healthy:
+        print(f"{name:42} {cpu_share(it, healthy, seconds):8.2%} of a CPU", flush=True)
 
 
 def exhausted(seconds: float) -> None:
@@ -98,11 +97,7 @@ def exhausted(seconds: float) -> None:
         first.echo(b"hello")
         waiting = [it.connect() for _ in range(100)]
         it.wait_for("accept_paused")
-        begin, before = time.monotonic(), cpu_seconds(it.process.pid)
-        while time.monotonic() - begin < seconds:
-            time.sleep(0.1)
-            first.echo(b"hello")
-        share = (cpu_seconds(it.process.pid) - before) / (time.monotonic() - begin)
+        share = cpu_share(it, first, seconds)
         print(f"{'accept at EMFILE, 100 clients waiting':42} {share:8.2%} of a CPU", flush=True)
         for client in (first, *waiting):
             client.reset()

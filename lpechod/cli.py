@@ -16,13 +16,12 @@ from typing import TextIO
 from lpechod import __version__
 from lpechod.ops.config import (
     DEFAULT_PATH,
-    Config,
     ConfigError,
     dump_config,
     json_schema,
     load_config,
 )
-from lpechod.process.daemon import serve
+from lpechod.process.serve import serve
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -72,17 +71,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.command == "schema":
             return _print(json.dumps(json_schema(), indent=2) + "\n")
-        return _run(arguments.command, load_config(arguments.config))
+        if arguments.command == "serve":
+            return serve(arguments.config)
+        config = load_config(arguments.config)
+        return _print("OK\n" if arguments.command == "check" else dump_config(config))
     except ConfigError as error:
         with suppress(OSError):  # Nobody reads them, or not all. The status tells enough.
             _write(f"{error}\n", sys.stderr)
         return os.EX_CONFIG
-
-
-def _run(command: str, config: Config) -> int:
-    if command == "serve":
-        return serve(config)
-    return _print("OK\n" if command == "check" else dump_config(config))
 
 
 def _print(text: str) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from lpechod.engine.clock import Clock
-from lpechod.engine.poller import Poller
+from lpechod.engine.poller import Poller, Ready
 from lpechod.engine.wheel import NEVER, Timer, TimerWheel
 
 TICKS_PER_SECOND = 10
@@ -50,6 +50,10 @@ class Loop:
         clock: seconds that never go back.
         on_turn: called at the end of each turn with the time it took, in seconds from the return of
             one wait to the start of the next, and the number of events it handled.
+
+    Attributes:
+        turns: how many turns it has made.
+        ready: what woke the latest turn: descriptors with their masks.
     """
 
     __slots__ = (
@@ -64,6 +68,8 @@ class Loop:
         "_wheel",
         "edge_triggered",
         "now",
+        "ready",
+        "turns",
     )
 
     def __init__(
@@ -80,6 +86,8 @@ class Loop:
         self._again: dict[Source, int] = {}
         self._closing: list[Closing] = []
         self._stopped = False
+        self.turns = 0
+        self.ready: Ready = []
         self.now = clock()
         self._due_at = math.inf
         self._wheel = TimerWheel(tick=math.floor(self.now * TICKS_PER_SECOND))
@@ -87,7 +95,8 @@ class Loop:
     def turn(self) -> None:
         """Wait until something is due, and do it."""
         again, self._again = self._again, {}
-        ready = self._poller.poll(0.0 if again else self._time_to_sleep())
+        ready = self.ready = self._poller.poll(0.0 if again else self._time_to_sleep())
+        self.turns += 1
         now = self.now = self._clock()
         sources = self._sources
         for fd, mask in ready:
@@ -176,6 +185,11 @@ class Loop:
         Asking twice in a turn is asking once, with both masks.
         """
         self._again[source] = self._again.get(source, 0) | mask
+
+    @property
+    def asking(self) -> list[str]:
+        """Kinds of the sources that have asked for the next turn with `again`."""
+        return sorted({type(source).__name__ for source in self._again})
 
     def defer_close(self, closing: Closing) -> None:
         """Close something at the end of this turn, and forget what it asked `again` for."""

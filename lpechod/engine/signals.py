@@ -5,6 +5,7 @@ which makes the poller return; what a signal means is decided in the loop. The P
 have to exist for it do nothing. A full pipe loses nothing that matters: 64 KiB of signals wait.
 """
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterable
@@ -50,6 +51,22 @@ class SignalPipe:
     def on_failure(self, error: Exception, _now: float) -> None:
         """Let a defect in a signal's handling end the process: there is nobody else to tell."""
         raise error
+
+    def hand_back(self) -> None:
+        """Have the kernel deliver once more what has arrived here and not been delivered.
+
+        To be called while the signals are blocked: they then wait for whoever handles them next.
+        """
+        with contextlib.suppress(BlockingIOError):
+            for number in os.read(self._reader, 4096):
+                if number in self._previous:
+                    os.kill(os.getpid(), number)
+
+    def abandon(self) -> None:
+        """Close the copies that fork(2) has made; the parent's poller knows the pipe by its own."""
+        signal.set_wakeup_fd(self._previous_fd)
+        os.close(self._reader)
+        os.close(self._writer)
 
     def close(self) -> None:
         """Restore the handlers that were there before."""

@@ -6,11 +6,15 @@ So accepting is suspended for all listeners, one line is logged, and it goes on 
 has closed or a second has passed, whichever is first. A descriptor kept in reserve, to accept and
 close, was rejected: it spins as well as soon as two processes share a listener, and it turns away
 clients that a moment later could have been served.
+
+A worker that shares its listeners with others may also give way to them: it leaves the queue alone
+until it is no longer ahead. The listeners are watched while accepting has been started, is not
+suspended and does not give way; each of the three changes without regard to the others.
 """
 
 import errno
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from lpechod.engine.loop import Loop
 from lpechod.engine.poller import READABLE
@@ -23,6 +27,10 @@ ACCEPTS_PER_TURN = 16
 """For each listener. Enough for 100,000 a second; a storm of them must not hold up the others."""
 
 RETRY_SECONDS = 1.0
+
+_LONGEST_QUEUE = 4096
+"""Connections served by a drain from one listener: a full queue of the default backlog, but not
+whatever a storm adds meanwhile."""
 
 _EXHAUSTED = {
     errno.EMFILE: "emfile",
@@ -59,9 +67,22 @@ class Acceptor(Timer):
         counts: where to count what could not be accepted.
         loop: where to wait.
         log: gets one line when accepting is suspended and one when it goes on.
+        allowance: returns how many connections this worker may take before it is too far ahead of
+            its siblings; asked once for each time that a listener is ready. None: any number.
     """
 
-    __slots__ = ("_counts", "_listeners", "_log", "_loop", "_reason", "_watched", "_welcome")
+    __slots__ = (
+        "_allowance",
+        "_counts",
+        "_gives_way",
+        "_listeners",
+        "_log",
+        "_loop",
+        "_reason",
+        "_started",
+        "_watched",
+        "_welcome",
+    )
 
     def __init__(
         self,
@@ -70,6 +91,7 @@ class Acceptor(Timer):
         counts: ConnectionCounts,
         loop: Loop,
         log: EventLog,
+        allowance: Callable[[], int] | None = None,
     ) -> None:
         super().__init__()
         self._listeners = listeners
@@ -77,7 +99,10 @@ class Acceptor(Timer):
         self._counts = counts
         self._loop = loop
         self._log = log
+        self._allowance = allowance
+        self._started = False
         self._reason: str | None = None
+        self._gives_way = False
         self._watched = False
 
     @property
@@ -85,46 +110,55 @@ class Acceptor(Timer):
         """Whether connections are being accepted at this moment."""
         return self._watched
 
+    @property
+    def suspended(self) -> bool:
+        """Whether accepting has failed, and is not being tried again yet."""
+        return self._reason is not None
+
     def start(self) -> None:
         """Begin to accept, or go on."""
-        if not self._watched:
-            self._watched = True
-            for listener in self._listeners:
-                self._loop.register(listener.socket.fileno(), _Door(self, listener), READABLE)
+        self._started = True
+        self._watch()
 
     def stop(self) -> None:
         """Leave new connections in the listeners' queues."""
-        if self._watched:
-            self._watched = False
-            for listener in self._listeners:
-                self._loop.unregister(listener.socket.fileno())
+        self._started = False
+        self._watch()
 
-    def drain(self) -> None:
+    def drain(self, finish: Collection[str] | None = None) -> None:
         """Serve what already waits in the queues, then close the listeners.
 
-        Closing a listening socket resets every connection in its queue.
+        Closing the last descriptor of a listening socket resets every connection in its queue.
+
+        Args:
+            finish: names of the listeners whose queue nobody else will serve; the queues of the
+                others are left to those who share them. None: all are served.
         """
         for listener in self._listeners:
-            try:
-                for _ in range(4096):
-                    if not self._accept_one(listener):
-                        break
-            except Exception as error:  # noqa: BLE001 - the others are drained all the same.
-                self._log.error("accept_failed", exc_info=error)
+            if finish is None or listener.name in finish:
+                self._empty(listener)
         self.stop()
         self._loop.cancel(self)
         self._reason = None
+        self._gives_way = False
         for listener in self._listeners:
             listener.close()
         self._listeners = []
 
     def accept(self, listener: Listener) -> None:
         """Accept from a listener until its queue is empty or the budget is spent."""
-        aborted = self._counts.rejected["aborted"]
-        for _ in range(ACCEPTS_PER_TURN):
+        budget = ACCEPTS_PER_TURN if self._allowance is None else self._allowance()
+        if budget <= 0:
+            self._give_way()
+            return
+        rejected = self._counts.rejected
+        aborted = rejected["aborted"]
+        for calls in range(1, ACCEPTS_PER_TURN + 1):
             if not self._accept_one(listener):
                 return
-        if self._counts.rejected["aborted"] - aborted == ACCEPTS_PER_TURN:
+            if calls - (rejected["aborted"] - aborted) == budget:
+                return
+        if rejected["aborted"] - aborted == ACCEPTS_PER_TURN:
             # Not the clients are at fault: a security module refuses each call, and leaves the
             # queue as it is.
             self.suspend("other")
@@ -137,7 +171,7 @@ class Acceptor(Timer):
         listeners = [listener.name for listener in self._listeners]
         self._log.warning("accept_paused", reason=reason, listeners=listeners)
         self._reason = reason
-        self.stop()
+        self._watch()
         self._loop.schedule(self, self._loop.now + RETRY_SECONDS)
 
     def resume(self) -> None:
@@ -146,7 +180,13 @@ class Acceptor(Timer):
             self._log.info("accept_resumed", reason=self._reason)
             self._reason = None
             self._loop.cancel(self)
-            self.start()
+            self._watch()
+
+    def rejoin(self) -> None:
+        """Go on if this worker gives way and need not any more; called at each heartbeat."""
+        if self._gives_way and (self._allowance is None or self._allowance() > 0):
+            self._gives_way = False
+            self._watch()
 
     def fail(self, error: Exception) -> None:
         """Report a defect, and suspend: trying at once would meet it again."""
@@ -157,6 +197,32 @@ class Acceptor(Timer):
     def on_deadline(self, _now: float) -> None:
         """Try again."""
         self.resume()
+
+    def _give_way(self) -> None:
+        self._counts.accept_pauses["balance"] += 1
+        self._log.debug("accept_left_to_others")
+        self._gives_way = True
+        self._watch()
+
+    def _watch(self) -> None:
+        """Watch the listeners, or do not, as things stand."""
+        watched = self._started and self._reason is None and not self._gives_way
+        if watched == self._watched:
+            return
+        self._watched = watched
+        for listener in self._listeners:
+            if watched:
+                self._loop.register(listener.socket.fileno(), _Door(self, listener), READABLE)
+            else:
+                self._loop.unregister(listener.socket.fileno())
+
+    def _empty(self, listener: Listener) -> None:
+        try:
+            for _ in range(_LONGEST_QUEUE):
+                if not self._accept_one(listener):
+                    break
+        except Exception as error:  # noqa: BLE001 - the others are drained all the same.
+            self._log.error("accept_failed", exc_info=error)
 
     def _accept_one(self, listener: Listener) -> bool:
         """Accept a connection; False when there is no point in trying on."""

@@ -1,5 +1,6 @@
 """Who may connect: how many in all, and how many from one address."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 _MAPPED = "::ffff:"
@@ -7,7 +8,10 @@ _MAPPED = "::ffff:"
 
 @dataclass(frozen=True, slots=True)
 class AdmissionLimits:
-    """The limits; 0 connections for each address means any number."""
+    """The limits; 0 connections for each address means any number.
+
+    ``max_connections`` is for all workers together, ``max_connections_per_ip`` for each of them.
+    """
 
     max_connections: int = 10_000
     max_connections_per_ip: int = 0
@@ -18,14 +22,20 @@ class Admission:
 
     Args:
         limits: the limits.
+        others: returns how many connections the other workers hold. Workers that admit in the same
+            moment do not see each other's yet, so the limit of all may be passed by one for each.
+
+    Attributes:
+        active: how many are in.
     """
 
-    __slots__ = ("_by_host", "_limits", "active")
+    __slots__ = ("_by_host", "_limits", "active", "others")
 
-    def __init__(self, limits: AdmissionLimits) -> None:
+    def __init__(self, limits: AdmissionLimits, others: Callable[[], int] = lambda: 0) -> None:
         self._limits = limits
         self._by_host: dict[str, int] = {}
         self.active = 0
+        self.others = others
 
     def admit(self, host: str | None) -> str | None:
         """Count a connection in, unless a limit is reached.
@@ -36,7 +46,7 @@ class Admission:
         Returns:
             None, or the limit that is reached (one of `lpechod.net.counts.REJECT_REASONS`).
         """
-        if self.active >= self._limits.max_connections:
+        if self.active + self.others() >= self._limits.max_connections:
             return "max_connections"
         per_ip = self._limits.max_connections_per_ip
         if per_ip and host is not None:

@@ -13,8 +13,9 @@ REJECT_REASONS = ("max_connections", "max_connections_per_ip", "aborted", "other
 """Why a connection was not served: a limit, ``aborted`` (the peer was gone before we could take it)
 or ``other`` (the kernel could not watch it; the log says why)."""
 
-PAUSE_REASONS = ("emfile", "enfile", "enobufs", "enomem", "other")
-"""Why accepting was suspended: the errno of accept(2), in lower case."""
+PAUSE_REASONS = ("emfile", "enfile", "enobufs", "enomem", "other", "balance")
+"""Why accepting was suspended: the errno of accept(2), in lower case, or ``balance``: this worker
+was so far ahead of its siblings that it left the next connections to them, which is no error."""
 
 
 @dataclass(slots=True)

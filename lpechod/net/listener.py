@@ -17,6 +17,7 @@ from pathlib import Path
 from lpechod.net.address import Address, TcpAddress, UnixAddress
 
 _WILDCARD_V6 = "::"
+_WILDCARD_V4 = "0.0.0.0"  # noqa: S104 - compared with, not bound to.
 
 _TCP_HINTS = {
     errno.EADDRINUSE: "see who has it: ss -ltnp 'sport = :{port}'",
@@ -69,6 +70,15 @@ class Listener:
         self._path = path
         self._inode = _inode(path) if path is not None else None
 
+    @property
+    def path(self) -> str | None:
+        """The file that goes with the socket when that is closed, if there is one."""
+        return self._path
+
+    def keep_file(self) -> None:
+        """Leave the file alone from now on: somebody else goes on with the socket."""
+        self._path = None
+
     def close(self) -> None:
         """Close the socket, and remove its file if that is still ours.
 
@@ -102,6 +112,34 @@ def open_listeners(settings: Iterable[ListenerSettings]) -> list[Listener]:
             listener.close()
         raise ListenError(problems)
     return listeners
+
+
+def serves(listening: socket.socket, address: Address) -> bool:
+    """Tell whether a socket that somebody else has bound is what an address asks for.
+
+    Args:
+        listening: any socket.
+        address: as in the configuration. A port of 0 asks for a new one, so nothing serves it; nor
+            does a UNIX socket whose file has gone, as nobody can reach it.
+    """
+    if listening.type != socket.SOCK_STREAM or not _accepts(listening):
+        return False
+    bound = listening.getsockname()
+    if isinstance(address, UnixAddress):
+        return bound == address.path and _inode(address.path) is not None
+    if listening.family == socket.AF_UNIX or bound[1] != address.port:
+        return False
+    if address.host is None:
+        return bound[0] in (_WILDCARD_V6, _WILDCARD_V4)
+    try:
+        return any(bound[0] == sockaddr[0] for _, sockaddr in _resolve(address))
+    except socket.gaierror:
+        return False
+
+
+def _accepts(listening: socket.socket) -> bool:
+    # Linux and the BSDs have it; a socket of another kind says 0 (socket(7)).
+    return bool(listening.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
 def _open(wanted: ListenerSettings) -> list[Listener]:

@@ -1,11 +1,13 @@
 """All connections of a worker: admits, keeps, drains and counts them."""
 
+import math
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from lpechod.engine.buffers import BufferPool
-from lpechod.engine.loop import Loop
+from lpechod.engine.loop import TICKS_PER_SECOND, Loop
+from lpechod.engine.wheel import Timer
 from lpechod.net.admission import Admission, AdmissionLimits, format_peer, host_of
 from lpechod.net.budget import MemoryBudget
 from lpechod.net.connection import Connection
@@ -14,11 +16,19 @@ from lpechod.net.edge import EdgeConnection
 from lpechod.net.eventlog import EventLog
 from lpechod.net.transport import PlainTransport
 from lpechod.wire.settings import EchoSettings
-from lpechod.wire.states import CloseReason
+from lpechod.wire.states import CloseReason, State
 from lpechod.wire.tally import Tally
 
 _DRAINS_PER_TURN = 256
 """Connections told to drain in one turn: some milliseconds, in which the others wait."""
+
+_DRAINS_PER_BATCH_MIN = 10
+"""Connections told to drain in a tenth of a second at least: so few may well come back at once."""
+
+_DRAIN_WINDOW = 1 / 3
+"""Part of the drain time over which connections are told, so that a thousand clients do not come
+back in the same instant (HAProxy's ``close-spread-time``). Two thirds are left to those told last,
+to come to a frame boundary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,34 +48,41 @@ class EchoService:
         loop: where the connections live.
         tally: where they count bytes and frames.
         log: gets a line for each connection that ends.
+        others: returns how many connections other workers hold under the same limit.
     """
 
     __slots__ = (
         "_admission",
-        "_drain_until",
+        "_drain",
         "_kind",
         "_log",
         "_loop",
         "_numbers",
         "_settings",
-        "_to_drain",
         "connections",
         "counts",
         "draining",
+        "on_count",
         "on_departure",
         "pool",
         "tally",
     )
 
-    def __init__(self, settings: ServiceSettings, loop: Loop, tally: Tally, log: EventLog) -> None:
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        loop: Loop,
+        tally: Tally,
+        log: EventLog,
+        others: Callable[[], int] = lambda: 0,
+    ) -> None:
         self._settings = settings
         self._loop = loop
         self._log = log
-        self._admission = Admission(settings.admission)
+        self._admission = Admission(settings.admission, others)
         self._numbers = 0
         self._kind = EdgeConnection if loop.edge_triggered else Connection
-        self._to_drain: list[Connection] = []
-        self._drain_until = 0.0
+        self._drain = _Drain(loop)
         self.draining = False
         self.tally = tally
         self.counts = ConnectionCounts()
@@ -74,6 +91,17 @@ class EchoService:
         self.connections: set[Connection] = set()
         self.on_departure: Callable[[], None] = lambda: None
         """Called after each close, when its descriptor is free again."""
+        self.on_count: Callable[[int], None] = lambda _connections: None
+        """Called with the number of open connections after each accept and each close."""
+
+    @property
+    def others(self) -> Callable[[], int]:
+        """Returns how many connections other workers hold under the same limit."""
+        return self._admission.others
+
+    @others.setter
+    def others(self, others: Callable[[], int]) -> None:
+        self._admission.others = others
 
     def welcome(self, client: socket.socket, peer: object, listener: str) -> None:
         """Serve a connection, or close it because a limit is reached.
@@ -109,9 +137,9 @@ class EchoService:
         self._numbers += 1
         self.counts.accepted += 1
         self.connections.add(connection)
+        self.on_count(len(self.connections))
         if self.draining:
-            self._to_drain.append(connection)
-            self._loop.again(self, 0)
+            self._drain.hurry(connection)
 
     def _reject(
         self, client: socket.socket, peer: object, listener: str, reason: str, **why: str
@@ -128,35 +156,18 @@ class EchoService:
             )
 
     def drain(self, until: float) -> None:
-        """Close every connection at its next frame boundary.
+        """Close every connection at its next frame boundary after it is told, which takes a while.
 
         Args:
             until: when to close those that have not come to one, in seconds of the loop's clock.
         """
         self.draining = True
-        self._drain_until = until
-        self._to_drain = list(self.connections)
-        self._loop.again(self, 0)
+        self._drain.begin(self.connections, until)
 
     def cut(self, now: float) -> None:
         """Close every connection at once."""
         for connection in tuple(self.connections):
             connection.cut(now)
-
-    def on_ready(self, _mask: int, now: float) -> None:
-        """Tell the next few connections to drain."""
-        for connection in self._to_drain[-_DRAINS_PER_TURN:]:
-            try:
-                connection.drain(self._drain_until, now)
-            except Exception as error:  # noqa: BLE001 - a defect ends its own connection only.
-                connection.on_failure(error, now)
-        del self._to_drain[-_DRAINS_PER_TURN:]
-        if self._to_drain:
-            self._loop.again(self, 0)
-
-    def on_failure(self, error: Exception, _now: float) -> None:
-        """Pass a defect on: a drain that stops half-way would never end."""
-        raise error
 
     def on_closed(self, connection: Connection) -> None:
         """Count a connection that has ended, and log its one line."""
@@ -167,6 +178,7 @@ class EchoService:
         duration = self._loop.now - connection.opened_at
         self.counts.closed[reason] += 1
         self.counts.durations.observe(duration)
+        self.on_count(len(self.connections))
         if self._log.permits("connection_closed"):
             self._log.info(
                 "connection_closed",
@@ -184,3 +196,66 @@ class EchoService:
     def on_defect(self, connection: Connection, error: Exception) -> None:
         """Log an error that is a defect of ours."""
         self._log.error("connection_failed", connection=connection.number, exc_info=error)
+
+
+class _Drain(Timer):
+    """Tells connections to drain: a batch at once, and one with each tick of the loop's wheel.
+
+    Within one drain the order is none in particular, that of a set. Those not told yet are served
+    as usual, and one that ends by itself meanwhile leaves its place in the batch to another.
+    A defect is passed on to the loop's owner: a drain that stops half-way would never end.
+    """
+
+    __slots__ = ("_batch", "_due", "_loop", "_until", "_untold")
+
+    def __init__(self, loop: Loop) -> None:
+        super().__init__()
+        self._loop = loop
+        self._untold: list[Connection] = []
+        self._until = 0.0
+        self._batch = 0
+        self._due = 0
+
+    def begin(self, connections: Iterable[Connection], until: float) -> None:
+        """Tell connections, spread over `_DRAIN_WINDOW` of the time that is left."""
+        self._untold = list(connections)
+        self._until = until
+        window = (until - self._loop.now) * _DRAIN_WINDOW
+        ticks = max(1, round(window * TICKS_PER_SECOND))
+        self._batch = max(_DRAINS_PER_BATCH_MIN, math.ceil(len(self._untold) / ticks))
+        self._due = self._batch
+        self._loop.again(self, 0)
+        self._loop.schedule(self, self._loop.now)
+
+    def hurry(self, connection: Connection) -> None:
+        """Tell a connection that came after `begin`, in the next turn."""
+        self._untold.append(connection)
+        self._due += 1
+        self._loop.again(self, 0)
+
+    def on_deadline(self, now: float) -> None:
+        """Tell the next batch; all that are left, if the process was stopped for so long."""
+        if self._untold:
+            self._due = len(self._untold) if now >= self._until else self._due + self._batch
+            # The next tick: a whole tick from now is the one after that, since now is past a tick.
+            self._loop.schedule(self, now)
+            self.on_ready(0, now)
+
+    def on_ready(self, _mask: int, now: float) -> None:
+        """Tell as many as are due, `_DRAINS_PER_TURN` at most."""
+        told = 0
+        while self._untold and self._due and told < _DRAINS_PER_TURN:
+            connection = self._untold.pop()
+            if connection.protocol.state is State.CLOSED:
+                continue
+            self._due -= 1
+            told += 1
+            try:
+                connection.drain(self._until, now)
+            except Exception as error:  # noqa: BLE001 - a defect ends its own connection only.
+                connection.on_failure(error, now)
+        if not self._untold:
+            self._due = 0
+            self._loop.cancel(self)
+        elif self._due:
+            self._loop.again(self, 0)

@@ -22,10 +22,13 @@ from lpechod.ops.config_types import (
     Timeout,
     Workers,
 )
-from lpechod.ops.units import format_size
+from lpechod.ops.units import format_duration, format_size
 
 # Descriptors are C ints: nothing that is counted here can outnumber them.
 _MAX_COUNT: Final = 2**31 - 1
+
+# Workers give a sign of life ten times a second, in between two turns of their loop.
+_MIN_WATCHDOG_SECONDS: Final = 1.0
 
 
 def _describe_defaults(schema: dict[str, Any], model: type[BaseModel]) -> None:
@@ -59,8 +62,22 @@ class ServerConfig(Table):
     )
     drain_timeout: Duration = Field(
         default=30.0,
-        description='Time connections have to end on stop; "0s" closes them at once.',
+        description='Time connections have to end on stop or reload; "0s" closes them at once.',
     )
+    watchdog: Timeout = Field(
+        default=10.0,
+        description="Time without a sign of life after which a worker is killed and replaced.",
+    )
+
+    @field_validator("watchdog")
+    @classmethod
+    def _is_patient(cls, watchdog: float) -> float:
+        if watchdog < _MIN_WATCHDOG_SECONDS:
+            raise ValueError(
+                f"{format_duration(watchdog)} would kill workers that are only busy; "
+                f'write at least {format_duration(_MIN_WATCHDOG_SECONDS)}, or "off"'
+            )
+        return watchdog
 
 
 class ListenConfig(Table):

@@ -3,9 +3,12 @@
 The loop raises plain integers (`Tally`, `ConnectionCounts`); whoever wants to show them takes a
 `Totals` between two turns. It is flat and holds integers only, so that it can be added up over
 workers and laid into shared memory.
+
+The integers of another version are read by the name of their field (`Totals.from_integers`). So a
+field may come, go or move, but never change its meaning, and a list only grows at its end.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 
 from lpechod.engine.loop import Loop
@@ -17,6 +20,14 @@ from lpechod.wire.tally import Histogram, Tally
 
 TURN_CLASSES = 21
 """50 µs doubled twenty times is 52 s: no turn that takes longer needs telling apart."""
+
+GAUGES = frozenset({"connections_active", "buffered_bytes", "timer_entries"})
+"""The fields of `Totals` that say how much there is now, not how much there has been."""
+
+Layout = Sequence[tuple[str, int]]
+"""Names of fields and how many integers each holds, in the order of the integers."""
+
+_INTERNAL_ERROR = list(CloseReason).index(CloseReason.INTERNAL_ERROR)
 
 
 def _zeros(count: int) -> Callable[[], list[int]]:
@@ -52,6 +63,8 @@ class Totals:
     timer_entries: int = 0
     log_lines_suppressed: int = 0
     log_lines_dropped: int = 0
+    loop_spins: int = 0
+    """Turns that did nothing, see the spin detector."""
 
     @classmethod
     def sum(cls, parts: Iterable["Totals"]) -> "Totals":
@@ -67,6 +80,69 @@ class Totals:
                 )
                 setattr(total, each.name, added)
         return total
+
+    @classmethod
+    def layout(cls) -> list[tuple[str, int]]:
+        """Name the fields and how many integers each holds, in order."""
+        zeros = cls()
+        return [(name, len(_listed(getattr(zeros, name)))) for name in cls.__slots__]
+
+    @classmethod
+    def from_integers(cls, layout: Layout, values: Sequence[int]) -> "Totals":
+        """Read totals that were laid out as integers, maybe by another version.
+
+        Args:
+            layout: what the integers mean. Names that this version does not know are dropped.
+            values: the integers. Fields for which there are none stay zero; a list of another
+                length is cut off, or filled up with zeros.
+        """
+        parts, start = {}, 0
+        for name, count in layout:
+            parts[name] = values[start : start + count]
+            start += count
+        made = cls()
+        for name in cls.__slots__:
+            zero = getattr(made, name)
+            part = _fitted(parts.get(name, ()), len(_listed(zero)))
+            setattr(made, name, part[0] if isinstance(zero, int) else part)
+        return made
+
+    def to_integers(self, layout: Layout | None = None) -> list[int]:
+        """Lay the totals out as integers.
+
+        Args:
+            layout: the layout to follow, by the rules of `from_integers`; by default, `layout`.
+        """
+        values: list[int] = []
+        if layout is None:
+            for name in self.__slots__:
+                values += _listed(getattr(self, name))
+        else:
+            for name, count in layout:
+                ours = _listed(getattr(self, name)) if name in self.__slots__ else ()
+                values += _fitted(ours, count)
+        return values
+
+    def retire(self) -> "Totals":
+        """Return what remains of a worker that has ended with these totals.
+
+        Its gauges are zero. Connections that were still open have ended with it, as internal
+        errors; so accepted connections stay the sum of those active and those closed.
+        """
+        left = Totals.sum([self])
+        left.connections_closed[_INTERNAL_ERROR] += left.connections_active
+        for name in GAUGES:
+            setattr(left, name, 0)
+        return left
+
+
+def _listed(value: int | list[int]) -> list[int]:
+    return [value] if isinstance(value, int) else value
+
+
+def _fitted(part: Sequence[int], count: int) -> list[int]:
+    """Cut a list off, or fill it up with zeros."""
+    return [*part[:count], *[0] * (count - len(part))]
 
 
 class TurnWatch:

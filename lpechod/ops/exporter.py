@@ -58,6 +58,11 @@ class Exporter:
         for client in tuple(self.clients):
             client.close()
 
+    def abandon(self) -> None:
+        """Close the copies that fork(2) has made; the parent goes on with the clients."""
+        for client in self.clients:
+            client.abandon()
+
 
 class _Client(Timer):
     """One HTTP client: reads a request, writes an answer, and sees it off."""
@@ -116,6 +121,10 @@ class _Client(Timer):
         self._exporter.clients.discard(self)
         self._loop.cancel(self)
         self._loop.unregister(self._transport.fd)
+        self._transport.close()
+
+    def abandon(self) -> None:
+        """Close this process's copy of the descriptor, and say nothing to the poller of both."""
         self._transport.close()
 
     def _end(self) -> None:

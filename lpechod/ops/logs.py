@@ -143,6 +143,10 @@ class Log:
         """Close the sink; lines logged afterwards are dropped and counted."""
         self._sink.close()
 
+    def abandon(self) -> None:
+        """Close the copy that fork(2) has made; what waits to be written is the parent's."""
+        self._sink.abandon()
+
     def _emit(self, write: Callable[..., bool], event: str, fields: dict[str, object]) -> None:
         if not self.permits(event):
             return

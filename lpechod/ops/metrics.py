@@ -114,7 +114,7 @@ def _connections(totals: Totals) -> Iterator[Metric]:
     )
     yield _by_reason(
         "lpechod_accept_pauses",
-        "Times that accepting was suspended, by the error of accept(2).",
+        "Times that accepting was suspended, by the error of accept(2), or to balance workers.",
         PAUSE_REASONS,
         totals.accept_pauses,
     )
@@ -168,6 +168,11 @@ def _internals(totals: Totals) -> Iterator[Metric]:
         "lpechod_backpressure_pauses",
         "Times that reading from a client was paused.",
         totals.backpressure_pauses,
+    )
+    yield _counter(
+        "lpechod_loop_spins",
+        "Seconds in which a loop turned without doing any work, thousands of times.",
+        totals.loop_spins,
     )
     yield _gauge("lpechod_timer_entries", "Timers in the wheel.", totals.timer_entries)
     yield _counter(

@@ -92,6 +92,11 @@ class LogSink:
         with contextlib.suppress(OSError):
             release()
 
+    def abandon(self) -> None:
+        """Close, after fork(2), without writing the tail of which the parent has the other copy."""
+        self._tail = b""
+        self.close()
+
     def _push(self, data: bytes) -> bytes:
         """Write until the kernel takes no more, for whatever reason, and return what is left.
 

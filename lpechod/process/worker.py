@@ -1,95 +1,209 @@
-"""A worker: the data plane put together, in one loop.
+"""A worker process: the data plane put together, in one loop.
 
-It owns its connections and nothing else: listeners are given to it, signals and metrics belong to
-whoever runs it.
+It owns its connections and nothing else. Listening sockets, its slot of shared memory and the line
+to the supervisor are given to it. It ends by itself when its last connection has ended after a
+drain, which the supervisor, a signal or the supervisor's death begins.
 """
 
-from collections.abc import Callable
+import os
+import signal
+import socket
+from collections.abc import Collection
 
-from lpechod.engine.clock import Clock
+from lpechod.engine import clock
 from lpechod.engine.loop import Loop
-from lpechod.engine.poller import best, open_poller
+from lpechod.engine.poller import open_poller
+from lpechod.engine.signals import SignalPipe
+from lpechod.engine.wheel import Timer
 from lpechod.net.acceptor import Acceptor
 from lpechod.net.admission import AdmissionLimits
 from lpechod.net.listener import Listener
 from lpechod.net.service import EchoService, ServiceSettings
+from lpechod.net.spin import SpinDetector
 from lpechod.ops.config import Config
 from lpechod.ops.counters import Totals, TurnWatch, gather
-from lpechod.ops.logs import Log
+from lpechod.ops.logs import Log, open_log
+from lpechod.ops.segment import Segment, Slot, SlotState
+from lpechod.process.lifeline import Lifeline, Message
+from lpechod.process.siblings import HEARTBEAT_SECONDS, Siblings
+from lpechod.process.signals import HANDLED_SIGNALS
 from lpechod.wire.settings import EchoSettings
 from lpechod.wire.tally import Tally
 
+_END_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-class Worker:
-    """Accepts connections and echoes their frames.
+
+class Worker(Timer):
+    """Accepts connections and echoes their frames; as a timer, it is its own heartbeat.
 
     Args:
         config: the configuration.
         listeners: where to accept from; closed when it drains.
+        segment: the shared memory.
+        slot: its part of that.
+        line: its end of the line to the supervisor.
         log: where to write.
-        clock: seconds that never go back.
-        on_drained: called when the last connection has ended after `drain`.
     """
 
     def __init__(
         self,
         config: Config,
         listeners: list[Listener],
+        segment: Segment,
+        slot: Slot,
+        line: socket.socket,
         log: Log,
-        clock: Clock,
-        on_drained: Callable[[], None],
     ) -> None:
+        super().__init__()
         tally = Tally()
         self._log = log
-        self._on_drained = on_drained
+        self._slot = slot
         self._drain_timeout_s = config.server.drain_timeout
         self._watch = TurnWatch(tally)
-        self.poller = best() if config.server.poller == "auto" else config.server.poller
-        self.loop = Loop(open_poller(self.poller), clock, self._watch)
-        self.service = EchoService(service_settings(config), self.loop, tally, log)
-        self.service.on_departure = self._connection_ended
+        self._loop = Loop(open_poller(config.server.poller), clock.monotonic, self._watch)
+        self._siblings = Siblings(segment, slot)
+        self._service = EchoService(
+            service_settings(config), self._loop, tally, log, self._siblings.connections
+        )
+        self._service.on_departure = self._connection_ended
+        self._service.on_count = self._count
         self._acceptor = Acceptor(
-            listeners, self.service.welcome, self.service.counts, self.loop, log
+            listeners,
+            self._service.welcome,
+            self._service.counts,
+            self._loop,
+            self._log,
+            allowance=self._siblings.allowance,
         )
+        self._spin = SpinDetector(self._loop, self._service, self._log)
+        self._line = Lifeline(line, self._loop, self._obey, self._orphaned)
+        SignalPipe(self._loop, _END_SIGNALS, self._on_signal)
 
-    @property
-    def draining(self) -> bool:
-        """Whether it is on its way out."""
-        return self.service.draining
-
-    def start(self) -> None:
-        """Begin to accept."""
+    def run(self) -> None:
+        """Serve until drained."""
         self._acceptor.start()
+        self._slot.state = SlotState.READY
+        self.on_deadline(self._loop.now)
+        self._line.send("ready")
+        try:
+            self._loop.run()
+        finally:
+            self._publish()
 
-    def drain(self) -> None:
-        """Stop to accept, and close each connection at a frame boundary or when its time is up."""
-        self._acceptor.drain()
-        self.service.drain(self.loop.now + self._drain_timeout_s)
-        self._log.info(
-            "draining",
-            connections=len(self.service.connections),
-            timeout_s=self._drain_timeout_s,
-        )
-        self._check_drained()
+    def on_deadline(self, now: float) -> None:
+        """Give a sign of life, and look at the others."""
+        self._slot.beats += 1
+        self._spin.check(now)
+        self._publish()
+        self._siblings.observe()
+        if not self._service.draining:
+            paused = self._acceptor.suspended
+            self._slot.state = SlotState.PAUSED if paused else SlotState.READY
+            self._acceptor.rejoin()
+        self._loop.schedule(self, now + HEARTBEAT_SECONDS)
 
-    def cut(self) -> None:
-        """Close every connection at once."""
-        self.service.cut(self.loop.now)
+    def _publish(self) -> None:
+        self._slot.publish(self._totals())
 
-    def totals(self) -> Totals:
-        """Return what it has counted so far."""
-        totals = gather(self.service, self.loop, self._watch)
+    def _totals(self) -> Totals:
+        totals = gather(self._service, self._loop, self._watch)
+        totals.loop_spins = self._spin.spins
         totals.log_lines_suppressed = self._log.suppressed_lines
         totals.log_lines_dropped = self._log.dropped_lines
         return totals
+
+    def _count(self, connections: int) -> None:
+        self._slot.active = connections
+
+    def _obey(self, message: Message) -> None:
+        if message["type"] == "drain":
+            self._drain(message.get("finish"))
+        elif message["type"] == "cut":
+            self._drain(None)
+            self._service.cut(self._loop.now)
+
+    def _on_signal(self, number: int) -> None:
+        # Not obeyed at once: whoever signals the whole process group (a terminal, systemd) signals
+        # the supervisor too, which knows better what is to happen to the queues of the listeners.
+        # Whoever means this worker gets another one in its place first.
+        self._log.info("signal", name=signal.Signals(number).name)
+        self._line.send("leave")
+
+    def _orphaned(self) -> None:
+        self._log.error("supervisor_died", hint="this worker drains, and ends")
+        self._drain(None)
+
+    def _drain(self, finish: Collection[str] | None) -> None:
+        """Stop to accept, and close each connection at a frame boundary or when its time is up.
+
+        Args:
+            finish: names of the listeners whose queue is to be served first, as nobody else will;
+                None: all.
+        """
+        if self._service.draining:
+            return
+        self._slot.state = SlotState.DRAINING
+        self._acceptor.drain(finish)
+        self._service.drain(self._loop.now + self._drain_timeout_s)
+        self._log.info(
+            "draining",
+            connections=len(self._service.connections),
+            timeout_s=self._drain_timeout_s,
+        )
+        self._line.send("draining")
+        self._check_drained()
 
     def _connection_ended(self) -> None:
         self._acceptor.resume()
         self._check_drained()
 
     def _check_drained(self) -> None:
-        if self.service.draining and not self.service.connections:
-            self._on_drained()
+        if self._service.draining and not self._service.connections:
+            self._loop.stop()
+
+
+def run_worker(
+    config: Config, listeners: list[Listener], segment: Segment, slot: Slot, line: socket.socket
+) -> int:
+    """Be a worker; called in a process of its own, in which the signals are still blocked.
+
+    Args:
+        config: the configuration.
+        listeners: where to accept from.
+        segment: the shared memory.
+        slot: its part of that.
+        line: its end of the line to the supervisor.
+
+    Returns:
+        The exit status: 0 after a drain, 1 after a defect.
+    """
+    # A terminal that closes tells everybody; what a hang-up means, the supervisor decides.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    log = open_worker_log(config)
+    try:
+        worker = Worker(config, listeners, segment, slot, line, log)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED_SIGNALS)
+        worker.run()
+    except Exception as error:
+        log.error("worker_failed", exc_info=error)
+        return 1
+    finally:
+        log.close()
+    return 0
+
+
+def open_worker_log(config: Config) -> Log:
+    """Open the log of a worker; each line carries the worker's process id."""
+    log = config.log
+    return open_log(
+        log.level,
+        log.format,
+        log.burst,
+        log.rate,
+        clock=clock.monotonic,
+        context={"worker": os.getpid()},
+    )
 
 
 def service_settings(config: Config) -> ServiceSettings:

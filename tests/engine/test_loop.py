@@ -119,6 +119,27 @@ class TestTurn:
         with pytest.raises(ValueError, match="closed"):
             stage.loop.turn()
 
+    def test_counts_its_turns(self, stage: Stage) -> None:
+        """Each turn counts, whether it had anything to do or not."""
+        assert stage.loop.turns == 0
+        for expected in (1, 2, 3):
+            stage.turn_at_once()
+            assert stage.loop.turns == expected
+
+    def test_shows_what_woke_it(self, stage: Stage, ready: Callable[..., Actor]) -> None:
+        """Within a turn and after it, everybody can see which descriptors woke the loop."""
+        shown: list[list[tuple[int, int]]] = []
+        assert stage.loop.ready == []
+        source = ready("source", lambda _now: shown.append(stage.loop.ready))
+        stage.loop.turn()
+        woken_by = [(fd_of(source), READABLE)]
+        assert shown == [woken_by]
+        assert stage.loop.ready == woken_by
+        stage.loop.unregister(fd_of(source))
+        stage.turn_at_once()
+
+        assert stage.loop.ready == []
+
     def test_knows_whether_edges_are_wanted(self) -> None:
         """The loop passes on whether its poller wants connections to register for edges."""
         assert not Stage("poll").loop.edge_triggered
@@ -146,6 +167,21 @@ class TestNextTurn:
         stage.loop.turn()
 
         assert stage.journal == [("source", "ready", READABLE | WRITABLE)]
+
+    def test_again_can_be_seen(self, stage: Stage) -> None:
+        """Until the next turn, everybody can see what kinds of sources have asked for it."""
+
+        class Asking(Actor):
+            pass
+
+        assert stage.loop.asking == []
+        stage.loop.again(Asking(stage, "again"), 0)
+        stage.loop.again(Actor(stage, "first"), 0)
+        stage.loop.again(Actor(stage, "second"), 0)
+        assert stage.loop.asking == ["Actor", "Asking"]
+        stage.loop.turn()
+
+        assert stage.loop.asking == []
 
     def test_again_within_again(self, stage: Stage) -> None:
         """A source that asks again whenever it is called gets one call a turn."""

@@ -162,6 +162,8 @@ class EchoServer:
         admission: limits on connections.
         max_buffered_bytes: limit on memory.
         buffers: kernel buffers of the accepted sockets.
+        allowance: how many more connections it may accept; None is any number.
+        others: how many connections its siblings have.
 
     Attributes:
         errors: events of level ``error`` that the test provokes.
@@ -175,6 +177,8 @@ class EchoServer:
         admission: AdmissionLimits | None = None,
         max_buffered_bytes: int = 256 << 20,
         buffers: KernelBuffers = KernelBuffers(),
+        allowance: Callable[[], int] | None = None,
+        others: Callable[[], int] = lambda: 0,
     ) -> None:
         self._before = descriptors()
         self.clock = FakeClock()
@@ -186,14 +190,19 @@ class EchoServer:
         settings = ServiceSettings(
             echo or EchoSettings(), admission or AdmissionLimits(), max_buffered_bytes
         )
-        self.service = EchoService(settings, self.loop, self.tally, self.log)
+        self.service = EchoService(settings, self.loop, self.tally, self.log, others)
         self.listeners = open_listeners(
             ListenerSettings(parse_address(address)) for address in addresses or ("127.0.0.1:0",)
         )
         for listener in self.listeners:
             buffers.apply(listener.socket)
         self.acceptor = Acceptor(
-            self.listeners, self.service.welcome, self.service.counts, self.loop, self.log
+            self.listeners,
+            self.service.welcome,
+            self.service.counts,
+            self.loop,
+            self.log,
+            allowance,
         )
         self.service.on_departure = self.acceptor.resume
         self.acceptor.start()

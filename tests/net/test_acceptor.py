@@ -1,69 +1,19 @@
 """Accepting: the budget of a turn, what happens when descriptors run out, and the drain."""
 
 import errno
-import os
-import resource
 import socket
-from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
 from lpechod.net.acceptor import ACCEPTS_PER_TURN, RETRY_SECONDS
-from lpechod.net.listener import Listener
 from tests.net.conftest import Serve
 from tests.net.harness import Client, EchoServer, frame
+from tests.net.scarcity import descriptors_left, watched
 
 TICK = 0.1
 
 EXHAUSTED = [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM]
 ABORTED = [errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.ETIMEDOUT]
-
-
-class WatchedSocket(socket.socket):
-    """A listening socket that counts calls of accept(2), and fails them as a kernel may.
-
-    Attributes:
-        calls: how often it was asked for a connection.
-        failures: errnos for the next calls.
-        failing: an errno for all calls after those, until it is taken away.
-    """
-
-    def __init__(self, listening: socket.socket) -> None:
-        super().__init__(fileno=listening.detach())
-        self.setblocking(False)
-        self.calls = 0
-        self.failures: deque[int] = deque()
-        self.failing = 0
-
-    def accept(self) -> tuple[socket.socket, object]:
-        self.calls += 1
-        number = self.failures.popleft() if self.failures else self.failing
-        if number:
-            raise OSError(number, os.strerror(number))
-        return super().accept()
-
-
-def watched(listener: Listener) -> WatchedSocket:
-    """Put a `WatchedSocket` in the place of a listener's socket, on the same descriptor."""
-    replaced = WatchedSocket(listener.socket)
-    listener.socket = replaced
-    return replaced
-
-
-@contextmanager
-def descriptors_left(count: int) -> Iterator[None]:
-    """Let this process open so many more descriptors, and no others."""
-    free = [os.dup(0) for _ in range(count + 1)]
-    for fd in free:
-        os.close(fd)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (free[-1], hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def served(client: Client) -> None:
@@ -136,6 +86,7 @@ class TestDescriptorsRunOut:
             assert server.service.counts.accepted == 3
             assert listening.calls == 3
             assert not server.acceptor.accepting
+            assert server.acceptor.suspended
             server.assert_quiet()
             served(old)
             assert listening.calls == 3
@@ -176,6 +127,7 @@ class TestDescriptorsRunOut:
 
         assert server.log.events() == ["accept_paused", "accept_resumed"]
         assert server.loop.timers == len(server.service.connections) == 1
+        assert not server.acceptor.suspended
 
     def test_resumes_by_itself(self, server: EchoServer) -> None:
         """If nothing closes, it tries again after a second, once, and so on."""

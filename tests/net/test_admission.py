@@ -23,6 +23,19 @@ def test_limit_of_all() -> None:
     assert admission.admit("192.0.2.3") is None
 
 
+def test_limit_of_all_workers() -> None:
+    """The limit of all counts what other workers hold at this moment."""
+    others = [1]
+    admission = Admission(AdmissionLimits(max_connections=3), lambda: others[0])
+    assert [admission.admit("192.0.2.1") for _ in range(3)] == [None, None, "max_connections"]
+    others[0] = 0
+    assert admission.admit("192.0.2.2") is None
+    others[0] = 1000
+
+    assert admission.admit("192.0.2.3") == "max_connections"
+    assert admission.active == 3
+
+
 def test_limit_of_one_address() -> None:
     """An address at its limit is refused, and others are not."""
     admission = Admission(AdmissionLimits(max_connections_per_ip=1))

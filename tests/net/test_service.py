@@ -1,18 +1,16 @@
-"""The set of connections: numbers, limits, refusals, defects contained, and the drain."""
+"""The set of connections: numbers, limits, refusals, defects contained, and siblings."""
 
 import errno
 import os
-from collections.abc import Callable
 
 import pytest
 
 from lpechod.engine.poller import FD_SETSIZE
 from lpechod.net.admission import AdmissionLimits
 from lpechod.net.transport import PlainTransport
-from lpechod.wire.settings import EchoSettings
 from lpechod.wire.states import CloseReason, State
 from tests.net.conftest import Serve
-from tests.net.harness import Client, EchoServer, body_of, frame
+from tests.net.harness import Client, EchoServer, frame
 
 
 class FailingTransport(PlainTransport):
@@ -281,75 +279,59 @@ class TestDepartures:
         assert probe.seen == [False]
 
 
-class TestDrain:
-    """Telling thousands of connections to end."""
+class TestSiblings:
+    """What a service shares with those of other workers: its number, and the limit."""
 
-    @pytest.fixture(name="states")
-    def _states(self) -> Callable[[EchoServer], int]:
-        def count(server: EchoServer) -> int:
-            return sum(
-                connection.protocol.state is not State.OPEN
-                for connection in server.service.connections
-            )
-
-        return count
-
-    def test_in_batches(self, serve: Serve, states: Callable[[EchoServer], int]) -> None:
-        """A turn tells 256 of them, so that frames in between are not held up."""
+    def test_number_is_told(self, serve: Serve) -> None:
+        """Each accept and each close tells how many connections are open now."""
         server = serve()
-        for _ in range(400):
-            server.connect()
-        server.settle()
-        server.service.drain(server.clock.now + 30)
-        told = []
-        for _ in range(3):
-            server.turn()
-            told.append(states(server))
+        told: list[int] = []
+        server.service.on_count = told.append
+        clients = [server.connect() for _ in range(3)]
+        for client in clients[:2]:
+            client.shutdown()
+            server.closed(client)
 
-        assert told == [256, 400, 400]
-        server.settle()
-        server.assert_quiet()
+        assert told == [1, 2, 3, 2, 1]
 
-    def test_ended_meanwhile(self, serve: Serve) -> None:
-        """Connections that end before their turn comes are left alone."""
+    def test_number_is_told_before_accepting_goes_on(self, serve: Serve) -> None:
+        """Whoever hears of a departure finds the number told already."""
         server = serve()
-        clients = [server.connect() for _ in range(300)]
-        server.settle()
-        server.service.drain(server.clock.now + 30)
-        server.service.cut(server.clock.now)
-        server.settle()
+        client = server.connect()
+        order: list[object] = []
+        server.service.on_count = order.append
+        server.service.on_departure = lambda: order.append("departure")
+        client.shutdown()
+        server.closed(client)
 
-        assert not server.service.connections
-        assert {server.closed(client)["reason"] for client in clients} == {"drain_timeout"}
+        assert order == [0, "departure"]
 
-    def test_welcomed_while_draining(self, serve: Serve) -> None:
-        """Who comes in while the service drains is served what it has sent, then told to end."""
-        server = serve()
-        server.service.drain(server.clock.now + 30)
-        client = server.dial()
-        client.send_some(frame(b"late"))
+    def test_number_does_not_change_by_a_refusal(self, serve: Serve) -> None:
+        """Who is turned away is no change of the number."""
+        server = serve(admission=AdmissionLimits(max_connections=1))
+        told: list[int] = []
+        server.service.on_count = told.append
+        server.connect()
+        assert turned_away(server.connect())
 
-        assert client.receive_to_end() == frame(b"late")
-        client.close()
-        assert server.closed(client)["reason"] == "drained"
+        assert told == [1]
 
-    def test_time_to_drain_is_for_all(self, serve: Serve) -> None:
-        """However many there are, all end at the same time."""
-        server = serve(echo=EchoSettings(frame_s=1000))
-        for _ in range(300):
-            server.connect().send(frame(body_of(100))[:50])
-        server.settle()
-        server.service.drain(server.clock.now + 5)
-        server.pass_time(4.9)
-        assert len(server.service.connections) == 300
-        server.pass_time(0.3)
+    def test_limit_is_for_all_workers(self, serve: Serve) -> None:
+        """What the others hold leaves less room here, from one moment to the next."""
+        held = [3]
+        server = serve(admission=AdmissionLimits(max_connections=4), others=lambda: held[0])
+        server.connect().exchange(frame(b"the fourth"))
+        assert turned_away(server.connect())
+        assert server.service.counts.rejected["max_connections"] == 1
+        held[0] = 2
 
-        assert server.service.counts.closed[CloseReason.DRAIN_TIMEOUT] == 300
+        server.connect().exchange(frame(b"the next"))
 
-    def test_nobody_there(self, serve: Serve) -> None:
-        """A service without connections has nothing to drain."""
-        server = serve()
-        server.service.drain(server.clock.now + 30)
-        server.settle()
+    def test_others_can_be_named_later(self, serve: Serve) -> None:
+        """A service can be told of the others after it was made."""
+        server = serve(admission=AdmissionLimits(max_connections=1))
+        assert server.service.others() == 0
+        server.service.others = lambda: 1
 
-        assert server.service.draining
+        assert turned_away(server.connect())
+        assert server.service.others() == 1

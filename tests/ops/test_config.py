@@ -58,6 +58,7 @@ def test_an_empty_file_means_the_defaults() -> None:
         "workers": 1,
         "poller": "auto",
         "drain_timeout": "30s",
+        "watchdog": "10s",
     }
     assert config.limits == LimitsConfig(
         max_frame=1 << 20,
@@ -111,6 +112,14 @@ def test_a_timeout_can_be_turned_off(key: str, off: str) -> None:
 def test_draining_can_be_at_once_and_is_never_off(text: str, seconds: float) -> None:
     """A zero drain timeout stays zero."""
     assert loads(f"[server]\ndrain_timeout = {text}\n").server.drain_timeout == seconds
+
+
+def test_the_watchdog_is_patient_or_off() -> None:
+    """Less than a second would kill workers that are only busy; "off" kills none."""
+    assert loads('[server]\nwatchdog = "1s"\n').server.watchdog == 1.0
+    assert loads('[server]\nwatchdog = "off"\n').server.watchdog == math.inf
+    with pytest.raises(ConfigError, match=r"2: server\.watchdog: 999ms would kill"):
+        loads('[server]\nwatchdog = "999ms"\n')
 
 
 @pytest.mark.parametrize(("text", "workers"), [("1", 1), ("1024", 1024), ('"auto"', "auto")])
@@ -185,6 +194,7 @@ def configs(draw: st.DrawFn) -> Config:
             "workers": draw(st.just("auto") | st.integers(1, 1024)),
             "poller": poller,
             "drain_timeout": draw(st.just(0.0) | st.floats(1e-6, 1e9)),
+            "watchdog": draw(st.just(math.inf) | st.floats(1.0, 1e9)),
         },
         "listen": [{"address": each, "backlog": draw(st.integers(1, 65535))} for each in listen],
         "limits": {

@@ -41,11 +41,11 @@ CLOSE_REASONS = {
     "internal_error",
 }
 REJECT_REASONS = {"max_connections", "max_connections_per_ip", "aborted", "other"}
-PAUSE_REASONS = {"emfile", "enfile", "enobufs", "enomem", "other"}
+PAUSE_REASONS = {"emfile", "enfile", "enobufs", "enomem", "other", "balance"}
 
 FAMILIES: dict[str, tuple[str, str | None, set[str]]] = {
     "lpechod_build_info": ("gauge", "version", {__version__}),
-    "lpechod_workers": ("gauge", "state", {"ready", "draining"}),
+    "lpechod_workers": ("gauge", "state", {"starting", "ready", "draining", "stalled"}),
     "lpechod_worker_restarts_total": ("counter", None, set()),
     "lpechod_connections_accepted_total": ("counter", None, set()),
     "lpechod_connections_active": ("gauge", None, set()),
@@ -61,6 +61,7 @@ FAMILIES: dict[str, tuple[str, str | None, set[str]]] = {
     "lpechod_buffered_bytes": ("gauge", None, set()),
     "lpechod_backpressure_pauses_total": ("counter", None, set()),
     "lpechod_accept_pauses_total": ("counter", "reason", PAUSE_REASONS),
+    "lpechod_loop_spins_total": ("counter", None, set()),
     "lpechod_timer_entries": ("gauge", None, set()),
     "lpechod_log_lines_suppressed_total": ("counter", None, set()),
     "lpechod_log_lines_dropped_total": ("counter", None, set()),
@@ -80,7 +81,10 @@ PROCESS_FAMILIES = {
 
 HISTOGRAMS = sorted(name for name, (kind, _, _) in FAMILIES.items() if kind == "histogram")
 STANDING = Standing(
-    workers={"ready": 0, "draining": 0}, worker_restarts=0, reload_successful=False, reloaded_at=0
+    workers=dict.fromkeys(("starting", "ready", "draining", "stalled"), 0),
+    worker_restarts=0,
+    reload_successful=False,
+    reloaded_at=0,
 )
 
 
@@ -378,7 +382,12 @@ def test_a_real_page(tmp_path: Path) -> None:
     check_histogram(families["lpechod_frame_size_bytes"], 1)
     check_histogram(families["lpechod_echo_duration_seconds"], 1)
     check_histogram(families["lpechod_connection_duration_seconds"], 1)
-    assert values(families["lpechod_workers"]) == {"ready": 1, "draining": 0}
+    assert values(families["lpechod_workers"]) == {
+        "starting": 0,
+        "ready": 1,
+        "draining": 0,
+        "stalled": 0,
+    }
     assert "_created" not in text
     checked = promtool(text)
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")

@@ -29,7 +29,7 @@ class Daemon:
 
     Leaving the context ends the daemon with SIGTERM, if it still runs, and holds it to what every
     run must keep: the exit status is the expected one, no error or traceback was logged that the
-    test has not named, and no socket file is left.
+    test has not named, and no socket file and no worker is left.
 
     Args:
         directory: for the configuration file.
@@ -55,8 +55,8 @@ class Daemon:
             config += '\n[[listen]]\naddress = "127.0.0.1:0"\n'
         if "[metrics]" not in config:
             config += '\n[metrics]\naddress = "127.0.0.1:0"\n'
-        path = directory / "config.toml"
-        path.write_text(config)
+        self.path = directory / "config.toml"
+        self.path.write_text(config)
         self._status = status
         self._errors = set(errors)
         self._sockets = re.findall(r'"unix:(.*?)"', config)
@@ -64,7 +64,7 @@ class Daemon:
         self._ended = False
         self._lines: queue.Queue[str | None] = queue.Queue()
         self.process = subprocess.Popen(
-            [*prefix, sys.executable, "-m", "lpechod", "serve", "--config", str(path)],
+            [*prefix, sys.executable, "-m", "lpechod", "serve", "--config", str(self.path)],
             stderr=subprocess.PIPE,
             env={**os.environ, **(environ or {})},
             text=True,
@@ -108,6 +108,22 @@ class Daemon:
         self.log.append(event)
         return event
 
+    def wait_for_count(self, event: str, count: int) -> Event:
+        """Read the log until an event has come so many times; return the last one."""
+        while len(self.events(event)) < count:
+            line = self._next_line()
+            assert line is not None, f"the log ended without {count} times {event}: {self.log}"
+            self._parse(line)
+        return self.events(event)[count - 1]
+
+    def reload(self, config: str | None = None) -> Event:
+        """Reload, with another configuration if one is given, and wait until that has succeeded."""
+        if config is not None:
+            self.path.write_text(config)
+        count = len(self.events("reloaded"))
+        self.signal(signal.SIGHUP)
+        return self.wait_for_count("reloaded", count + 1)
+
     def events(self, name: str) -> list[Event]:
         """Return the events of a name that have been read so far."""
         return [event for event in self.log if event["event"] == name]
@@ -137,16 +153,43 @@ class Daemon:
                     return sample.value
         raise AssertionError(f"no series {name} {labels}")
 
+    def settled(self, name: str, **labels: str) -> float:
+        """Return the value of a series that was published after this call.
+
+        Every publication is a turn of the worker's loop. The first one that shows may have been
+        under way already.
+        """
+        turns = self.metric("lpechod_loop_turn_seconds_count")
+        for _ in range(2):
+            before = turns
+            for _ in range(2000):
+                turns = self.metric("lpechod_loop_turn_seconds_count")
+                if turns != before:
+                    break
+        return self.metric(name, **labels)
+
     def wait_until(self, name: str, value: float, **labels: str) -> None:
-        """Scrape until a series has a value; each scrape is a turn of the daemon's loop."""
+        """Scrape until a series has a value, which workers publish ten times a second."""
         for _ in range(2000):
             if self.metric(name, **labels) == value:
                 return
         raise AssertionError(f"{name} {labels} is {self.metric(name, **labels)}, never {value}")
 
+    @property
+    def pid(self) -> int:
+        """The supervisor."""
+        pid: int = self.wait_for("ready")["pid"]
+        return pid
+
+    def workers(self) -> list[int]:
+        """Return the children of the supervisor."""
+        return children(self.pid)
+
     def descriptors(self) -> int:
-        """Return how many descriptors the process has open."""
-        return sum(1 for _ in Path(f"/proc/{self.process.pid}/fd").iterdir())
+        """Return how many descriptors supervisor and workers have open."""
+        return sum(
+            sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir()) for pid in (self.pid, *self.workers())
+        )
 
     def wait_for_descriptors(self, count: int) -> None:
         """Wait until so many descriptors are open: the last scrape may be closing its own."""
@@ -156,15 +199,18 @@ class Daemon:
         raise AssertionError(f"{self.descriptors()} descriptors are open, never {count}")
 
     def resident_kib(self) -> int:
-        """Return the resident set, without what is shared with files."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        found = re.search(r"^RssAnon:\s+(\d+)", status, re.MULTILINE)
-        assert found
-        return int(found[1])
+        """Return the resident set of the workers, without what is shared with files."""
+        resident = 0
+        for pid in self.workers():
+            status = Path(f"/proc/{pid}/status").read_text()
+            found = re.search(r"^RssAnon:\s+(\d+)", status, re.MULTILINE)
+            assert found
+            resident += int(found[1])
+        return resident
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the daemon, whatever it runs under."""
-        os.kill(self.wait_for("ready")["pid"], number)
+        """Send a signal to the supervisor, whatever it runs under."""
+        os.kill(self.pid, number)
 
     def wait(self) -> int:
         """Wait for the end, read the rest of the log, and return the exit status."""
@@ -184,7 +230,9 @@ class Daemon:
     ) -> None:
         if kind is not None:
             for event in self.events("ready"):
-                os.kill(event["pid"], signal.SIGKILL)
+                workers = children(event["pid"])
+                for pid in (event["pid"], *workers):
+                    os.kill(pid, signal.SIGKILL)
             self.process.kill()
             self.process.wait()
             return
@@ -199,6 +247,8 @@ class Daemon:
         assert not unexpected
         assert status == self._status, self.log[-3:]
         assert not [path for path in self._sockets if Path(path).exists()]
+        processes = {event["worker"] for event in self.log if "worker" in event}
+        assert not [pid for pid in processes if is_alive(pid)]
 
 
 class EchoClient:
@@ -254,6 +304,20 @@ class EchoClient:
 
     def __exit__(self, *_error: object) -> None:
         self.close()
+
+
+def children(pid: int) -> list[int]:
+    """Return the children of a process that has one thread."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_alive(pid: int) -> bool:
+    """Tell whether a process exists and has not ended: a zombie is its parent's affair."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in "ZX"
 
 
 def frame(body: bytes) -> bytes:

@@ -24,10 +24,10 @@ def assert_quiet(daemon: Daemon) -> None:
     name = "lpechod_loop_turn_seconds_count"
     with daemon.connect() as client:
         client.echo(b"warm-up")
-        before = daemon.metric(name)
+        before = daemon.settled(name)
         for _ in range(PINGS):
             client.echo(b"ping")
-        turns = daemon.metric(name) - before
+        turns = daemon.settled(name) - before
     # One turn for each frame, and some for the scrape, the wheel and stray wake-ups.
     assert turns < PINGS * 1.2 + 20
 
@@ -47,7 +47,7 @@ def test_a_client_that_never_reads_is_paused_without_a_spin(tmp_path: Path) -> N
         assert_quiet(daemon)
 
         # The watermark, and what one receive call may add to it.
-        assert daemon.metric("lpechod_buffered_bytes") < 4 * MIB
+        assert daemon.settled("lpechod_buffered_bytes") < 4 * MIB
         greedy.reset()
         daemon.wait_for("connection_closed", reason="reset")
 
@@ -103,8 +103,8 @@ def test_a_storm_of_resets_leaves_nothing(tmp_path: Path) -> None:
 
         daemon.wait_until("lpechod_connections_active", 0)
         daemon.wait_for_descriptors(baseline)
-        counted = daemon.metric("lpechod_connections_accepted_total")
-        aborted = daemon.metric("lpechod_connections_rejected_total", reason="aborted")
+        counted = daemon.settled("lpechod_connections_accepted_total")
+        aborted = daemon.settled("lpechod_connections_rejected_total", reason="aborted")
         assert counted + aborted >= 1000
 
 
@@ -153,7 +153,7 @@ def test_the_kernel_running_out_pauses_accepting(tmp_path: Path, error: str) -> 
     with Daemon(tmp_path, prefix=prefix) as daemon, daemon.connect() as client:
         daemon.wait_for("accept_paused", reason=error.lower())
         client.echo(b"served after all")
-        assert daemon.metric("lpechod_accept_pauses_total", reason=error.lower()) == 1
+        assert daemon.settled("lpechod_accept_pauses_total", reason=error.lower()) == 1
 
 
 @pytest.mark.parametrize("error", ["ECONNABORTED", "EPROTO", "EPERM"])
@@ -163,7 +163,7 @@ def test_an_error_of_a_waiting_connection_is_not_the_listener_s(tmp_path: Path, 
     prefix = ("strace", "-f", "-o", str(tmp_path / "trace"), "-e", "trace=accept4", "-e", inject)
     with Daemon(tmp_path, prefix=prefix) as daemon, daemon.connect() as client:
         client.echo(b"served")
-        assert daemon.metric("lpechod_connections_rejected_total", reason="aborted") == 1
+        assert daemon.settled("lpechod_connections_rejected_total", reason="aborted") == 1
 
 
 def test_announced_lengths_command_no_memory(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_max_connections_turns_away_and_counts(tmp_path: Path) -> None:
         daemon.wait_for("connection_closed", connection=2)
         with daemon.connect() as fourth:
             fourth.echo(b"four")
-        count = daemon.metric("lpechod_connections_rejected_total", reason="max_connections")
+        count = daemon.settled("lpechod_connections_rejected_total", reason="max_connections")
         assert count == 1
         first.close()
         third.close()
@@ -297,7 +297,7 @@ def test_one_event_cannot_flood_the_log(tmp_path: Path) -> None:
             with daemon.connect() as client:
                 client.echo(b"x")
         daemon.wait_until("lpechod_connections_active", 0)
-        assert daemon.metric("lpechod_log_lines_suppressed_total") == 95
+        assert daemon.settled("lpechod_log_lines_suppressed_total") == 95
         daemon.signal(signal.SIGTERM)
         daemon.wait_for("stopped")
         assert len(daemon.events("connection_closed")) == 5

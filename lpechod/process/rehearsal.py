@@ -1,0 +1,243 @@
+"""A reload tried out beforehand, by a process of its own.
+
+The supervisor runs its own command once more, with a variable in the environment that makes it a
+rehearsal: the code that is on disk now reads the configuration, and listens on the addresses that
+the supervisor does not hold yet. If that works, the sockets and the checked configuration are sent
+back, and the reload can't fail on either any more; if not, whatever is wrong stands on the
+rehearsal's standard error, and nothing has happened.
+
+Checking in the supervisor's own process was rejected: it runs the old code, has the old modules in
+memory, and would look up names and read files while its workers wait for their watchdog.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, MutableMapping, Sequence
+from typing import Any
+
+from lpechod.engine.loop import Loop
+from lpechod.engine.poller import READABLE
+from lpechod.engine.wheel import Timer
+from lpechod.net.listener import ListenError
+from lpechod.ops.config import Config
+from lpechod.process.command import own_command
+from lpechod.process.documents import read_document, write_document
+from lpechod.process.handover import FORMAT
+from lpechod.process.signals import HANDLED_SIGNALS
+from lpechod.process.sockets import Bound, bind, missing, wanted_by
+
+TIMEOUT_SECONDS = 30.0
+"""Longer than any start takes; a name server that does not answer is given up after 10 or so."""
+
+_VARIABLE = "LPECHOD_REHEARSAL"
+_CHANNEL = 3
+_MAX_OUTPUT = 1 << 16
+
+
+class Rehearsal(Timer):
+    """A rehearsal, as the supervisor sees it.
+
+    Args:
+        held: addresses that need not be bound.
+        loop: where to wait.
+        on_end: called once with the checked configuration, or None, the sockets that were bound for
+            it, and the problems, one line each.
+
+    Raises:
+        OSError: the process cannot be started.
+    """
+
+    def __init__(
+        self,
+        held: Sequence[str],
+        loop: Loop,
+        on_end: Callable[[dict[str, Any] | None, list[Bound], list[str]], None],
+    ) -> None:
+        super().__init__()
+        self._loop = loop
+        self._on_end = on_end
+        self._config: dict[str, Any] | None = None
+        self._bound: list[Bound] = []
+        self._output = b""
+        self._late = False
+        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._errors, their_errors = os.pipe()
+        try:
+            self._send_request(held)
+            self.pid = _spawn(theirs.fileno(), their_errors)
+        except OSError:
+            self._channel.close()
+            os.close(self._errors)
+            raise
+        finally:
+            theirs.close()
+            os.close(their_errors)
+        self._channel.setblocking(False)
+        os.set_blocking(self._errors, False)
+        self._watched = {self._channel.fileno(), self._errors}
+        for fd in self._watched:
+            loop.register(fd, self, READABLE)
+        loop.schedule(self, loop.now + TIMEOUT_SECONDS)
+
+    def on_ready(self, _mask: int, _now: float) -> None:
+        """Take what it sends, so that it need not wait for us."""
+        self._receive()
+
+    def on_failure(self, error: Exception, _now: float) -> None:
+        """Pass a defect on."""
+        raise error
+
+    def on_deadline(self, _now: float) -> None:
+        """Give up on a rehearsal that takes too long."""
+        self._late = True
+        self.kill()
+
+    def kill(self) -> None:
+        """End it; `ended` follows when it has been waited for."""
+        os.kill(self.pid, signal.SIGKILL)
+
+    def ended(self, code: int) -> None:
+        """Come to the result, now that the process has been waited for.
+
+        Args:
+            code: its exit status, or a signal's number, negated.
+        """
+        self._receive()
+        self._close()
+        problems = self._output.decode(errors="replace").splitlines()
+        config = self._config
+        if code != 0:
+            config = None
+        if self._late:
+            problems.append(f"checking took more than {TIMEOUT_SECONDS:.0f} seconds")
+        elif config is None and not problems:
+            problems.append(f"the check ended with status {code} and no word")
+        if config is None:
+            for bound in self._bound:
+                bound.close()
+            self._bound = []
+        self._on_end(config, self._bound, problems)
+
+    def abandon(self) -> None:
+        """Close the copies that fork(2) has made."""
+        self._channel.close()
+        os.close(self._errors)
+        for bound in self._bound:
+            for listener in bound.listeners:
+                listener.keep_file()
+            bound.close()
+
+    def _close(self) -> None:
+        self._loop.cancel(self)
+        for fd in tuple(self._watched):
+            self._unwatch(fd)
+        self._channel.close()
+        os.close(self._errors)
+
+    def _unwatch(self, fd: int) -> None:
+        # Its end of file stays readable until the process has been waited for.
+        if fd in self._watched:
+            self._watched.remove(fd)
+            self._loop.unregister(fd)
+
+    def _send_request(self, held: Sequence[str]) -> None:
+        document = write_document({"format": FORMAT, "held": list(held)})
+        socket.send_fds(self._channel, [b"request"], [document])
+        os.close(document)
+
+    def _receive(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while self._channel.fileno() in self._watched:
+                self._take_message()
+        with contextlib.suppress(BlockingIOError):
+            while self._errors in self._watched:
+                output = os.read(self._errors, 4096)
+                self._output = (self._output + output)[:_MAX_OUTPUT]
+                if not output:
+                    self._unwatch(self._errors)
+
+    def _take_message(self) -> None:
+        try:
+            kind, fds, _, _ = socket.recv_fds(self._channel, 64, 64)
+        except ConnectionResetError:  # It has not read the request.
+            kind, fds = b"", []
+        if not kind:
+            self._unwatch(self._channel.fileno())
+            return
+        document = read_document(fds[0])
+        if kind == b"config":
+            self._config = document
+            return
+        for described, fd in zip(document["sockets"], fds[1:], strict=True):
+            os.set_inheritable(fd, False)
+            described["fd"] = fd
+        self._bound.append(Bound.restore(document))
+
+
+def _spawn(channel: int, errors: int) -> int:
+    command = own_command()
+    return os.posix_spawn(
+        command[0],
+        command,
+        {**os.environ, _VARIABLE: str(_CHANNEL)},
+        # Errors first: the channel's place may be theirs.
+        file_actions=[
+            (os.POSIX_SPAWN_DUP2, errors, 1),
+            (os.POSIX_SPAWN_DUP2, errors, 2),
+            (os.POSIX_SPAWN_DUP2, channel, _CHANNEL),
+        ],
+        setsigmask=[],
+        setsigdef=HANDLED_SIGNALS,
+    )
+
+
+def rehearsing(environ: MutableMapping[str, str]) -> int | None:
+    """Return the channel to the supervisor if this process is a rehearsal."""
+    channel = environ.pop(_VARIABLE, None)
+    return None if channel is None else int(channel)
+
+
+def rehearse(config: Config, descriptor: int) -> int:
+    """Be a rehearsal: bind what is missing, and send it to the supervisor with the configuration.
+
+    Args:
+        config: what has been read.
+        descriptor: the channel.
+
+    Returns:
+        The exit status. Problems are on standard error, one line each.
+    """
+    with socket.socket(fileno=descriptor) as channel:
+        _, fds, _, _ = socket.recv_fds(channel, 64, 1)
+        request = read_document(fds[0])
+        if request["format"] != FORMAT:
+            return _refuse("this version can't take over from the running one; restart the daemon")
+        try:
+            opened = bind(missing(wanted_by(config), request["held"]))
+        except ListenError as error:
+            held = ", ".join(request["held"])
+            return _refuse(*error.problems, f"(this daemon itself listens on {held})")
+        for bound in opened:
+            described = bound.describe()
+            listening = [each["fd"] for each in described["sockets"]]
+            _send(channel, b"bound", described, listening)
+        _send(channel, b"config", config.model_dump(mode="json"), [])
+        for bound in opened:
+            for listener in bound.listeners:
+                listener.keep_file()
+    return 0
+
+
+def _send(channel: socket.socket, kind: bytes, document: dict[str, Any], fds: list[int]) -> None:
+    fd = write_document(document)
+    socket.send_fds(channel, [kind], [fd, *fds])
+    os.close(fd)
+
+
+def _refuse(*problems: str) -> int:
+    for problem in problems:
+        sys.stderr.write(problem + "\n")
+    return 1

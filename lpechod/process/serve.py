@@ -1,0 +1,112 @@
+"""``lpechod serve``: a fresh start, the rehearsal of a reload, or the other half of one."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from lpechod.engine import clock
+from lpechod.net.listener import ListenError
+from lpechod.ops.config import Config, load_config
+from lpechod.ops.counters import Totals
+from lpechod.ops.logs import Log, open_log
+from lpechod.ops.segment import Segment
+from lpechod.process.descriptors import occupy_standard_streams, raise_descriptor_limit
+from lpechod.process.handover import Handover, take_over
+from lpechod.process.rehearsal import rehearse, rehearsing
+from lpechod.process.sockets import ECHO, METRICS, Bound, Sockets, wanted_by
+from lpechod.process.supervisor import Supervisor
+from lpechod.process.systemd import Notifier, ServiceManager, take_environment
+
+
+def serve(path: Path) -> int:
+    """Run the daemon.
+
+    Args:
+        path: the configuration file.
+
+    Returns:
+        The exit status: 0 after a drain, 1 if an address cannot be listened on or no worker can be
+        started.
+
+    Raises:
+        ConfigError: the file can't be read or can't be used.
+    """
+    occupy_standard_streams()
+    channel = rehearsing(os.environ)
+    if channel is not None:
+        return rehearse(load_config(path), channel)
+    handover = take_over(os.environ)
+    if handover is not None:
+        return _go_on(handover)
+    return _start(load_config(path), take_environment(os.environ, os.getpid()))
+
+
+def _start(config: Config, manager: ServiceManager) -> int:
+    log = _open_log(config)
+    _provide_descriptors(config.limits.max_connections, log)
+    wanted = wanted_by(config)
+    sockets = Sockets()
+    sockets.inherit(manager.inherited, wanted, Notifier(manager.notify_socket), log)
+    try:
+        sockets.bind_missing(wanted)
+    except ListenError as error:
+        for problem in error.problems:
+            log.error("listen_failed", problem=problem)
+        if manager.keeps_descriptors:
+            sockets.keep_files()
+        sockets.close(ECHO)
+        sockets.close(METRICS)
+        return 1
+    sockets.assign(wanted)
+    return Supervisor(config, sockets, manager, Segment.create(), log).run()
+
+
+def _go_on(handover: Handover) -> int:
+    """Take everything over from the program that this process was."""
+    config = Config.model_validate(handover.config)
+    log = _open_log(config)
+    _provide_descriptors(config.limits.max_connections, log)
+    sockets = Sockets(Bound.restore(each) for each in handover.sockets)
+    sockets.assign(wanted_by(config))
+    segments = [Segment.adopt(fd) for fd in handover.segments]
+    manager = ServiceManager(
+        notify_socket=handover.notify_socket,
+        watchdog_s=handover.watchdog_s,
+        keeps_descriptors=handover.keeps_descriptors,
+    )
+    supervisor = Supervisor(
+        config, sockets, manager, _current(segments), log, restarts=handover.restarts
+    )
+    for each in handover.workers:
+        segment = segments[each["segment"]]
+        supervisor.workers.adopt(
+            each["pid"], segment, segment.slot(each["slot"]), each["line"], each["told"]
+        )
+    return supervisor.run()
+
+
+def _current(segments: Sequence[Segment]) -> Segment:
+    """Return the segment to go on with: the latest, or a new one if it lacks what we count."""
+    latest = segments[0]
+    if latest.is_current:
+        return latest
+    segment = Segment.create()
+    segment.retired = latest.retired
+    latest.retired = Totals()
+    return segment
+
+
+def _open_log(config: Config) -> Log:
+    log = config.log
+    return open_log(log.level, log.format, log.burst, log.rate, clock=clock.monotonic)
+
+
+def _provide_descriptors(connections: int, log: Log) -> None:
+    possible = raise_descriptor_limit(connections)
+    if possible < connections:
+        log.warning(
+            "descriptor_limit_low",
+            max_connections=connections,
+            enough_for=possible,
+            hint="raise the hard limit (LimitNOFILE=, ulimit -Hn) or lower limits.max_connections",
+        )

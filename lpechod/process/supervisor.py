@@ -1,0 +1,387 @@
+"""The supervisor: parent of the workers, and the only one who knows about the daemon as a whole.
+
+It binds, forks, watches, reaps, serves the metrics and talks to the service manager; it never
+touches a client's data. It is single-threaded, and all it does is an answer to an event in its
+loop: signals come as bytes in a pipe, a child's end as SIGCHLD, a reload as a rehearsal's end.
+
+Its life in words: *starting* until all workers are ready; *serving*; *reloading* while a rehearsal
+runs, and until it has become the new program, which begins as *starting* with the workers of the
+old one beside its own; and *stopping*, from the first signal to end until no worker is left.
+"""
+
+import gc
+import os
+import signal
+import socket
+from enum import Enum, auto
+from typing import Any, NoReturn
+
+from lpechod import __version__
+from lpechod.engine import clock
+from lpechod.engine.loop import Loop
+from lpechod.engine.poller import best, open_poller
+from lpechod.engine.signals import SignalPipe
+from lpechod.engine.wheel import Timer
+from lpechod.ops.config import Config
+from lpechod.ops.counters import Totals
+from lpechod.ops.endpoint import MetricsEndpoint
+from lpechod.ops.logs import Log
+from lpechod.ops.metrics import Standing
+from lpechod.ops.segment import Segment, Slot
+from lpechod.process.handover import Handover, hand_over
+from lpechod.process.rehearsal import Rehearsal
+from lpechod.process.signals import HANDLED_SIGNALS
+from lpechod.process.sockets import ECHO, METRICS, Bound, Sockets
+from lpechod.process.systemd import Notifier, ServiceManager
+from lpechod.process.watchdog import Watchdog
+from lpechod.process.worker import run_worker
+from lpechod.process.workers import Workers
+
+_END_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+_REPORT_SECONDS = 1.0
+_EXTENSION_SECONDS = 5.0
+"""Told to the service manager each time that we report to it: time for several more reports."""
+
+_GRACE_SECONDS = 5.0
+"""Beyond ``drain_timeout``: connections linger for 2 s (see `lpechod.wire.echo`)."""
+
+
+class _Phase(Enum):
+    STARTING = auto()
+    SERVING = auto()
+    RELOADING = auto()
+    STOPPING = auto()
+
+
+class Supervisor(Timer):
+    """Runs the daemon; as a timer, it reports while stopping.
+
+    Args:
+        config: the configuration.
+        sockets: all that it asks for, and those that a reload has made superfluous.
+        manager: what the service manager wants.
+        segment: the shared memory.
+        log: where to write.
+        restarts: how many workers were started in place of others before a reload.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        sockets: Sockets,
+        manager: ServiceManager,
+        segment: Segment,
+        log: Log,
+        restarts: int | None = None,
+    ) -> None:
+        super().__init__()
+        self._config = config
+        self._sockets = sockets
+        self._manager = manager
+        self._segment = segment
+        self._log = log
+        self._notifier = Notifier(manager.notify_socket)
+        self._loop = Loop(open_poller("auto"), clock.monotonic)
+        self._phase = _Phase.STARTING
+        self._reloaded = restarts is not None
+        self._unsettled = True
+        self._reload_wanted = False
+        self._reload_successful = True
+        self._reloaded_at = clock.wall()
+        self._rehearsal: Rehearsal | None = None
+        self._stop_by = 0.0
+        self._status = 0
+        self.workers = Workers(
+            worker_count(config), segment, self._become_worker, self._loop, log, restarts or 0
+        )
+        self.workers.on_settled = self._settled
+        self.workers.on_hopeless = self._hopeless
+        self.workers.on_change = self._changed
+        self._watchdog = Watchdog(
+            self.workers,
+            config.server.watchdog,
+            manager.watchdog_s,
+            self._notifier,
+            self._loop,
+            log,
+        )
+        self._endpoint = MetricsEndpoint(
+            sockets.listeners(METRICS),
+            self._totals,
+            self._standing,
+            self._is_ready,
+            self._loop,
+            log,
+        )
+        self._signals = SignalPipe(self._loop, HANDLED_SIGNALS, self._on_signal)
+
+    def run(self) -> int:
+        """Supervise until the last worker has ended.
+
+        Returns:
+            The exit status.
+        """
+        # A peer that resets while we write must be an error of that write and nothing more. Python
+        # ignores the signal too, unless whoever started us has decided otherwise.
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED_SIGNALS)
+        self._endpoint.start()
+        # What exists now lives as long as the process: no collection need look at it again, and
+        # none in a worker writes to memory that it shares with us until then.
+        gc.freeze()
+        self.workers.start()
+        self._reap()  # Who has ended while nobody was there to be told.
+        self._loop.run()
+        self._endpoint.close()
+        self._loop.close()
+        self._notifier.flush()
+        for number in HANDLED_SIGNALS:
+            # One that comes now must not change the exit status. On its way out, the interpreter
+            # puts back the default action of signals that it handles, but not of ignored ones.
+            signal.signal(number, signal.SIG_IGN)
+        self._log.info("stopped", connections=self._totals().connections_accepted)
+        return self._status
+
+    # Signals.
+
+    def _on_signal(self, number: int) -> None:
+        if number == signal.SIGCHLD:
+            self._reap()
+            return
+        self._log.info("signal", name=signal.Signals(number).name)
+        if number == signal.SIGHUP:
+            self._want_reload()
+        elif self._phase is _Phase.STOPPING:
+            self.workers.cut()
+            self._stop_by = self._loop.now + _REPORT_SECONDS
+        else:
+            self._stop()
+
+    def _reap(self) -> None:
+        """Wait for every child that has ended; also for strangers', as process 1 has to."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            code = os.waitstatus_to_exitcode(status)
+            if self._rehearsal is not None and pid == self._rehearsal.pid:
+                self._rehearsal.ended(code)
+            else:
+                self.workers.ended(pid, code)
+
+    # Workers.
+
+    def _become_worker(self, slot: Slot, line: socket.socket) -> NoReturn:
+        code = 1
+        try:
+            self._abandon()
+            code = run_worker(
+                self._config, self._sockets.listeners(ECHO), self._segment, slot, line
+            )
+        finally:
+            # Nothing of the supervisor's that waits further down the stack may run here.
+            os._exit(code)
+
+    def _abandon(self) -> None:
+        """Close, after fork(2), the copies of what belongs to the supervisor."""
+        self._signals.abandon()
+        self._loop.close()
+        self._endpoint.abandon()
+        self.workers.abandon()
+        self._notifier.close()
+        self._sockets.abandon()
+        self._log.abandon()
+        if self._rehearsal is not None:
+            self._rehearsal.abandon()
+
+    def _settled(self) -> None:
+        """So many workers as there should be are ready: the others may go."""
+        if not self._unsettled:
+            self.workers.retire([])
+            return
+        self._unsettled = False
+        gone = self._sockets.gone
+        self._endpoint.finish(
+            [each for bound in gone if bound.purpose == METRICS for each in bound.listeners]
+        )
+        self.workers.retire(self._sockets.close_gone(self._notifier))
+        if self._phase is _Phase.STARTING:
+            self._phase = _Phase.SERVING
+        self._reload_successful = True
+        self._reloaded_at = clock.wall()
+        self._sockets.store(self._notifier)
+        self._notifier.ready(self._describe())
+        self._log.info(
+            "reloaded" if self._reloaded else "ready",
+            version=__version__,
+            pid=os.getpid(),
+            listeners=[listener.name for listener in self._sockets.listeners(ECHO)],
+            metrics=[listener.name for listener in self._sockets.listeners(METRICS)],
+            workers=worker_count(self._config),
+            poller=best() if self._config.server.poller == "auto" else self._config.server.poller,
+        )
+        if self._reload_wanted:
+            self._want_reload()
+
+    def _hopeless(self) -> None:
+        """Give up if nobody serves; with the workers of before a reload, go on with those."""
+        problem = "workers end before they are ready, again and again"
+        if self.workers.ready == 0:
+            self._log.error("gave_up", problem=problem, hint="see the errors logged before")
+            self._status = 1
+            self._stop()
+        elif self._phase is _Phase.STARTING:
+            self._reload_failed([problem])
+
+    def _changed(self) -> None:
+        if self._phase is _Phase.SERVING:
+            self._notifier.status(self._describe())
+        self._check_ended()
+
+    # Reload.
+
+    def _want_reload(self) -> None:
+        """Reload now, or when what is under way has come to its end."""
+        if self._phase is not _Phase.SERVING:
+            self._reload_wanted = self._phase is not _Phase.STOPPING
+            return
+        self._reload_wanted = False
+        self._phase = _Phase.RELOADING
+        self._notifier.reloading(clock.monotonic(), "Checking the configuration")
+        try:
+            self._rehearsal = Rehearsal(self._sockets.addresses, self._loop, self._rehearsed)
+        except OSError as error:
+            self._reload_failed([f"cannot start a check: {error.strerror}"])
+
+    def _rehearsed(
+        self, config: dict[str, Any] | None, bound: list[Bound], problems: list[str]
+    ) -> None:
+        self._rehearsal = None
+        if self._phase is _Phase.STOPPING:
+            for each in bound:
+                each.close()
+            self._check_ended()
+        elif config is None:
+            self._reload_failed(problems)
+        else:
+            self._endpoint.pause(lambda: self._hand_over(config, bound))
+
+    def _hand_over(self, config: dict[str, Any], bound: list[Bound]) -> None:
+        """Become the new program."""
+        if self._phase is _Phase.STOPPING:
+            for each in bound:
+                each.close()
+            return
+        retired = self._segment.retired
+        # Ours, too, are counters that must not go back.
+        self._segment.retired = Totals.sum([retired, self._own_totals()])
+        children = self.workers.children.values()
+        segments = list(dict.fromkeys([self._segment, *(child.segment for child in children)]))
+        handover = Handover(
+            config=config,
+            sockets=[each.describe() for each in [*self._sockets.all, *bound]],
+            segments=[segment.fd for segment in segments],
+            workers=[
+                {
+                    "pid": child.pid,
+                    "segment": segments.index(child.segment),
+                    "slot": child.slot.index,
+                    "line": child.line.fd,
+                    "told": child.told,
+                }
+                for child in children
+            ],
+            restarts=self.workers.restarts,
+            notify_socket=self._manager.notify_socket,
+            watchdog_s=self._manager.watchdog_s,
+            keeps_descriptors=self._manager.keeps_descriptors,
+        )
+        if self._reload_wanted:
+            os.kill(os.getpid(), signal.SIGHUP)
+        self._notifier.flush()
+        try:
+            hand_over(handover, self._signals.hand_back)
+        except OSError as error:
+            self._segment.retired = retired
+            for each in bound:
+                each.close()
+            self._endpoint.start()
+            self._reload_failed([f"cannot execute the new program: {error.strerror}"])
+
+    def _reload_failed(self, problems: list[str]) -> None:
+        self._reload_successful = False
+        for problem in problems:
+            self._log.error("reload_failed", problem=problem)
+        self._phase = _Phase.SERVING
+        self._notifier.ready(f"Reload failed, all is as before: {problems[0]}")
+        if self._reload_wanted:
+            self._want_reload()
+
+    # The end.
+
+    def _stop(self) -> None:
+        self._phase = _Phase.STOPPING
+        self._notifier.stopping("Draining")
+        if self._rehearsal is not None:
+            self._rehearsal.kill()
+        # First ours: so the last worker to close a socket is one that has just emptied its queue.
+        if self._manager.keeps_descriptors:
+            self._sockets.keep_files()
+        self._sockets.close(ECHO)
+        self.workers.drain(None)
+        self._stop_by = self._loop.now + self._config.server.drain_timeout + _GRACE_SECONDS
+        self.on_deadline(self._loop.now)
+        self._check_ended()
+
+    def on_deadline(self, now: float) -> None:
+        """Tell the service manager how far the drain has come; end it when its time is over."""
+        left = self._totals().connections_active
+        self._notifier.extend_timeout(_EXTENSION_SECONDS)
+        self._notifier.status(f"Draining, {left} connections left")
+        if now >= self._stop_by:
+            for child in self.workers.children.values():
+                self.workers.kill(child, "did not end in time")
+        self._loop.schedule(self, now + _REPORT_SECONDS)
+
+    def _check_ended(self) -> None:
+        if self._phase is _Phase.STOPPING and not self.workers.children and not self._rehearsal:
+            self._loop.stop()
+
+    # What is shown.
+
+    def _describe(self) -> str:
+        names = ", ".join(listener.name for listener in self._sockets.listeners(ECHO))
+        wanted = worker_count(self._config)
+        ready = min(self.workers.ready, wanted)
+        workers = f"{wanted} worker{'s' * (wanted != 1)}"
+        return f"Serving {names} with {workers if ready == wanted else f'{ready} of {workers}'}"
+
+    def _is_ready(self) -> bool:
+        return self._phase is not _Phase.STOPPING and self.workers.ready > 0
+
+    def _own_totals(self) -> Totals:
+        return Totals(
+            log_lines_suppressed=self._log.suppressed_lines,
+            log_lines_dropped=self._log.dropped_lines,
+        )
+
+    def _totals(self) -> Totals:
+        return Totals.sum([self._segment.retired, *self.workers.totals(), self._own_totals()])
+
+    def _standing(self) -> Standing:
+        return Standing(
+            workers=self.workers.states(self._watchdog.stalled),
+            worker_restarts=self.workers.restarts,
+            reload_successful=self._reload_successful,
+            reloaded_at=self._reloaded_at,
+        )
+
+
+def worker_count(config: Config) -> int:
+    """Return how many workers a configuration asks for: ``auto`` is one for each CPU we may use."""
+    wanted = config.server.workers
+    return len(os.sched_getaffinity(0)) if wanted == "auto" else int(wanted)

@@ -13,6 +13,7 @@ import gc
 import os
 import signal
 import socket
+import traceback
 from enum import Enum, auto
 from typing import Any, NoReturn
 
@@ -182,8 +183,9 @@ class Supervisor(Timer):
             code = run_worker(
                 self._config, self._sockets.listeners(ECHO), self._segment, slot, line
             )
+        except BaseException:  # noqa: BLE001 - the stack below is the supervisor's.
+            traceback.print_exc()
         finally:
-            # Nothing of the supervisor's that waits further down the stack may run here.
             os._exit(code)
 
     def _abandon(self) -> None:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from lpechod.net.address import TcpAddress, UnixAddress
 from lpechod.ops.config import (
     Config,
+    ConfigError,
     LimitsConfig,
     ListenConfig,
     LogConfig,

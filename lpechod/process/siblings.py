@@ -15,12 +15,9 @@ import sys
 
 from lpechod.ops.segment import Segment, Slot, SlotState
 
-HEARTBEAT_SECONDS = 0.1
-"""Between two publications of a worker's counters, and two looks at its siblings."""
-
 _STALE_BEATS = 5
-"""Own heartbeats without one of a sibling's, after which that one counts as stalled. It must be
-well under the second that clients may be made to wait by a stopped worker."""
+"""Own heartbeats, of which ten are a second, without one of a sibling's: then that one counts as
+stalled. It must be well under the second that clients may be made to wait by a stopped worker."""
 
 _HEAD_START = 8
 _HEAD_START_SHARE = 8

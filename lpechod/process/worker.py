@@ -25,7 +25,7 @@ from lpechod.ops.counters import Totals, TurnWatch, gather
 from lpechod.ops.logs import Log, open_log
 from lpechod.ops.segment import Segment, Slot, SlotState
 from lpechod.process.lifeline import Lifeline, Message
-from lpechod.process.siblings import HEARTBEAT_SECONDS, Siblings
+from lpechod.process.siblings import Siblings
 from lpechod.process.signals import HANDLED_SIGNALS
 from lpechod.wire.settings import EchoSettings
 from lpechod.wire.tally import Tally
@@ -100,7 +100,9 @@ class Worker(Timer):
             paused = self._acceptor.suspended
             self._slot.state = SlotState.PAUSED if paused else SlotState.READY
             self._acceptor.rejoin()
-        self._loop.schedule(self, now + HEARTBEAT_SECONDS)
+        # The next tick of the wheel: a tenth of a second from now is past that, and would be every
+        # second one.
+        self._loop.schedule(self, now)
 
     def _publish(self) -> None:
         self._slot.publish(self._totals())

@@ -211,7 +211,7 @@ class TestNoSpin:
         """So is sending what a client takes little by little, though nothing is received."""
         client = heart.server.connect(buffers=KernelBuffers(receive=16384))
         client.send(frame(body_of(1_000_000)))
-        heart.server.settle()
+        heart.server.pass_time(2.0)
         received = heart.server.tally.received_bytes
         unsent = heart.server.tally.unsent_bytes
         heart.turn(1.2, 5000, lambda: client.receive_some(150))
@@ -223,32 +223,37 @@ class TestNoSpin:
 class TestNoSpinOfConnections:
     """Connections that come and go without a byte are work as well."""
 
-    def storm(self, server: EchoServer, path: Path) -> Heartbeat:
-        """Let 2500 clients a second connect over a UNIX socket and leave at once."""
+    def storm(self, server: EchoServer, path: Path, *, turns_each: int) -> Heartbeat:
+        """Let 2500 clients a second connect over a UNIX socket, and leave in their last turn."""
         heart = Heartbeat(server)
+        open_ends: list[socket.socket] = []
 
         def call() -> None:
-            with socket.socket(socket.AF_UNIX) as end:
-                end.connect(str(path))
+            if not open_ends:
+                open_ends.append(socket.socket(socket.AF_UNIX))
+                open_ends[0].connect(str(path))
+                if turns_each == 2:
+                    return
+            open_ends.pop().close()
 
-        heart.turn(1.2, 2500, call)
+        heart.turn(1.2, 2500 * turns_each, call)
         server.settle()
         server.loop.cancel(heart)
         return heart
 
-    def test_accepted(self, serve: Serve, tmp_path: Path) -> None:
-        """A storm of connections that are served is no spin."""
+    def test_served(self, serve: Serve, tmp_path: Path) -> None:
+        """A turn that accepts and a turn that closes is work for each of the connections."""
         server = serve(f"unix:{tmp_path}/echo.sock")
-        heart = self.storm(server, tmp_path / "echo.sock")
+        heart = self.storm(server, tmp_path / "echo.sock", turns_each=2)
 
         assert server.service.counts.accepted == 3000
         assert heart.detector.spins == 0
 
     def test_rejected(self, serve: Serve, tmp_path: Path) -> None:
-        """A storm of connections that are turned away is none either."""
+        """A storm of connections that are turned away is no spin either."""
         limits = AdmissionLimits(max_connections=0)
         server = serve(f"unix:{tmp_path}/echo.sock", admission=limits)
-        heart = self.storm(server, tmp_path / "echo.sock")
+        heart = self.storm(server, tmp_path / "echo.sock", turns_each=1)
 
         assert server.service.counts.rejected["max_connections"] == 3000
         assert heart.detector.spins == 0

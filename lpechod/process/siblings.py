@@ -68,4 +68,5 @@ class Siblings:
 
     def connections(self) -> int:
         """Return how many connections the others hold, draining ones included."""
-        return sum(slot.active for slot in self._slots)
+        # Asked for each connection that comes, and mostly there are no others.
+        return sum(slot.active for slot in self._slots) if self._slots else 0

@@ -3,8 +3,8 @@
     python tests/bench/bench_resources.py [--seconds 5] [--idle 10000]
 
 Starts the daemon of this checkout, plays one kind of client after the other, and prints for each
-what the process used meanwhile: CPU as a share of one core (from /proc/PID/schedstat) and, where it
-matters, its private memory. A healthy client echoes all along in every run.
+what its processes used meanwhile: CPU as a share of one core (from /proc/PID/schedstat) and, where
+it matters, private memory. A healthy client echoes all along in every run.
 """
 
 import argparse
@@ -26,15 +26,17 @@ from tests.system.daemon import Daemon, EchoClient, frame
 MIB = 1 << 20
 
 
-def cpu_seconds(pid: int) -> float:
-    """Return the CPU time that a process has used; it has one thread."""
-    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
+def cpu_seconds(it: Daemon) -> float:
+    """Return the CPU time that supervisor and workers have used; each has one thread."""
+    pids = (it.pid, *it.workers())
+    return sum(int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) for pid in pids) / 1e9
 
 
-def user_memory(pid: int) -> int:
-    """Return the private memory of a process in bytes."""
+def user_memory(it: Daemon) -> int:
+    """Return the private memory of the worker in bytes."""
+    (worker,) = it.workers()
     found = re.search(
-        r"^Private_Dirty:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE
+        r"^Private_Dirty:\s+(\d+)", Path(f"/proc/{worker}/smaps_rollup").read_text(), re.MULTILINE
     )
     assert found
     return int(found[1]) * 1024
@@ -51,11 +53,11 @@ def daemon(config: str = "", prefix: tuple[str, ...] = ()) -> Iterator[Daemon]:
 def cpu_share(it: Daemon, healthy: EchoClient, seconds: float) -> float:
     """Return the CPU share at rest, with one echo every 100 ms to see that others are served."""
     healthy.echo(b"hello")
-    begin, before = time.monotonic(), cpu_seconds(it.process.pid)
+    begin, before = time.monotonic(), cpu_seconds(it)
     while time.monotonic() - begin < seconds:
         time.sleep(0.1)
         healthy.echo(b"hello")
-    return (cpu_seconds(it.process.pid) - before) / (time.monotonic() - begin)
+    return (cpu_seconds(it) - before) / (time.monotonic() - begin)
 
 
 def never_reads(it: Daemon) -> EchoClient:
@@ -142,7 +144,7 @@ def idle(count: int, seconds: float) -> None:
         with it.connect() as client:
             client.echo(b"hello")
         it.get()
-        before = user_memory(it.process.pid)
+        before = user_memory(it)
         host, _, port = it.address.rpartition(":")
         idlers = subprocess.Popen(
             [sys.executable, "-c", IDLERS, host, port, str(count)],
@@ -152,10 +154,10 @@ def idle(count: int, seconds: float) -> None:
         assert idlers.stdin is not None
         assert idlers.stdout is not None
         idlers.stdout.readline()
-        each = (user_memory(it.process.pid) - before) / count
-        begin, used = time.monotonic(), cpu_seconds(it.process.pid)
+        each = (user_memory(it) - before) / count
+        begin, used = time.monotonic(), cpu_seconds(it)
         time.sleep(seconds)
-        share = (cpu_seconds(it.process.pid) - used) / (time.monotonic() - begin)
+        share = (cpu_seconds(it) - used) / (time.monotonic() - begin)
         print(f"{f'{count} idle connections':42} {each:8.0f} bytes each, {share:.2%} of a CPU")
         idlers.stdin.close()
         idlers.wait()

@@ -201,7 +201,7 @@ class Segment:
             os.posix_fallocate(fd, 0, header_bytes + slot_bytes)
             os.pwrite(fd, array("q", words).tobytes() + encoded, 0)
             return cls(fd)
-        except BaseException:
+        except OSError:
             os.close(fd)
             raise
 

@@ -228,7 +228,7 @@ class Workers(Timer):
     def _fork(self) -> None:
         try:
             slot = self._segment.claim()
-        except SegmentFullError as error:
+        except (SegmentFullError, OSError) as error:
             self._cannot_start(error)
             return
         try:

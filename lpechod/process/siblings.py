@@ -19,6 +19,10 @@ _STALE_BEATS = 5
 """Own heartbeats, of which ten are a second, without one of a sibling's: then that one counts as
 stalled. It must be well under the second that clients may be made to wait by a stopped worker."""
 
+_ACCEPTING = (SlotState.STARTING, SlotState.READY)
+"""Whoever is just starting will accept in a moment; a worker that did not wait for it would have
+taken everything by then."""
+
 _HEAD_START = 8
 _HEAD_START_SHARE = 8
 """A worker may be ahead by 8 connections and an eighth of what the least loaded one has. Less makes
@@ -55,7 +59,7 @@ class Siblings:
             before, unchanged = self._beats.get(slot.index, (count, 0))
             unchanged = unchanged + 1 if count == before else 0
             beats[slot.index] = count, unchanged
-            if slot.state is SlotState.READY and unchanged < _STALE_BEATS:
+            if slot.state in _ACCEPTING and unchanged < _STALE_BEATS:
                 self._peers.append(slot)
         self._beats = beats
 

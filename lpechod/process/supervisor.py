@@ -232,6 +232,8 @@ class Supervisor(Timer):
     def _hopeless(self) -> None:
         """Give up if nobody serves; with the workers of before a reload, go on with those."""
         problem = "workers end before they are ready, again and again"
+        if self._phase is _Phase.STOPPING:
+            return
         if self.workers.ready == 0:
             self._log.error("gave_up", problem=problem, hint="see the errors logged before")
             self._status = 1

@@ -5,9 +5,10 @@ always be so many current children as the configuration says; when so many are r
 told to drain, and not before. That one rule is a start (there are no others), a reload (the others
 are the generation before) and the replacement of a worker that somebody has sent SIGTERM.
 
-A worker that dies is replaced at once. If it did not live long, each further one waits twice as
-long as the one before. When so many in a row could not even begin to serve, and nobody else serves,
-it is time to give up: whoever started the daemon should know (systemd.service(5), Restart=).
+A worker that dies is replaced at once. If all have died once and none of them lived long, each
+further round waits twice as long as the one before. When so many rounds in a row could not even
+begin to serve, and nobody else serves, it is time to give up: whoever started the daemon should
+know (systemd.service(5), Restart=).
 """
 
 import os
@@ -34,7 +35,7 @@ _LONG_LIFE_SECONDS = 10.0
 """Whoever has served for so long did not die of what it met at its start."""
 
 MAX_FAILED_STARTS = 8
-"""In a row, before the daemon gives up: after 6 seconds, with the delays between them."""
+"""For each worker, in a row, before the daemon gives up: after 6 seconds, with the delays."""
 
 
 @dataclass(slots=True, eq=False)
@@ -76,6 +77,7 @@ class Workers(Timer):
 
     __slots__ = (
         "_become",
+        "_bereaved",
         "_count",
         "_delayed",
         "_failed_starts",
@@ -107,6 +109,7 @@ class Workers(Timer):
         self._loop = loop
         self._log = log
         self._stopping = False
+        self._bereaved = 0
         self._short_lives = 0
         self._failed_starts = 0
         self._delayed = 0
@@ -140,8 +143,11 @@ class Workers(Timer):
 
     def start(self) -> None:
         """Start as many as there should be."""
-        for _ in range(self._count - self._currents()):
-            self._fork()
+        # All slots first: so the first worker knows that it is not alone, and leaves connections to
+        # those that are about to be born.
+        slots = [self._claim() for _ in range(self._count - self._currents())]
+        for slot in slots:
+            self._fork(slot)
         self._settle()
 
     def drain(self, finish: Collection[str] | None) -> None:
@@ -219,17 +225,23 @@ class Workers(Timer):
         """Start those whose delay is over."""
         delayed, self._delayed = self._delayed, 0
         for _ in range(delayed):
-            self.restarts += 1
-            self._fork()
+            self._fork(self._claim())
 
     def _currents(self) -> int:
         return sum(child.current for child in self.children.values())
 
-    def _fork(self) -> None:
+    def _claim(self) -> Slot | None:
         try:
-            slot = self._segment.claim()
+            return self._segment.claim()
         except (SegmentFullError, OSError) as error:
             self._cannot_start(error)
+            return None
+
+    def _fork(self, slot: Slot | None) -> None:
+        if slot is None:
+            return
+        if self._stopping:  # It was given up while the first ones were started.
+            self._segment.release(slot)
             return
         try:
             ours, theirs = open_lifeline()
@@ -248,6 +260,9 @@ class Workers(Timer):
             if pid == 0:
                 ours.close()
                 self._become(slot, theirs)
+        if self._bereaved:
+            self._bereaved -= 1
+            self.restarts += 1
         self._attach(Child(pid, self._segment, slot, self._loop.now), ours)
 
     def _attach(self, child: Child, line: socket.socket) -> None:
@@ -270,6 +285,7 @@ class Workers(Timer):
             self.on_change()
         elif message["type"] == "leave" and child.current and not self._stopping:
             child.current = False
+            self._bereaved += 1
             self._delay(1)
 
     def _tell(self, child: Child, finish: Collection[str] | None) -> None:
@@ -291,7 +307,7 @@ class Workers(Timer):
         if code == 0 and child.doom is None:
             self._log.info("worker_ended", worker=child.pid)
             return
-        how = {"status": code} if code >= 0 else {"signal": signal.Signals(-code).name}
+        how = {"status": code} if code >= 0 else {"signal": _signal_name(-code)}
         why = {} if child.doom is None else {"reason": child.doom}
         self._log.error("worker_died", worker=child.pid, **how, **why)
 
@@ -301,22 +317,30 @@ class Workers(Timer):
         elif self._loop.now - child.ready_at >= _LONG_LIFE_SECONDS:
             self._short_lives = 0
         self._short_lives += 1
-        if self._short_lives == 1:
-            self.restarts += 1
-            self._fork()
+        self._bereaved += 1
+        if self._short_lives <= self._count:
+            self._fork(self._claim())
         else:
-            self._delay(self._short_lives - 1)
+            self._delay(self._short_lives - self._count)
         self._despair()
 
-    def _delay(self, attempt: int) -> None:
-        """Start one more child later; the first attempt waits least."""
-        delay = min(_FIRST_DELAY_SECONDS * 2 ** (attempt - 1), _LONGEST_DELAY_SECONDS)
+    def _delay(self, failures: int) -> None:
+        """Start one more child later, after so many failures over all workers."""
+        rounds = (failures - 1) // self._count
+        delay = min(_FIRST_DELAY_SECONDS * 2 ** min(rounds, 10), _LONGEST_DELAY_SECONDS)
         self._delayed += 1
         self._loop.hasten(self, self._loop.now + delay)
 
     def _despair(self) -> None:
-        if self._failed_starts >= MAX_FAILED_STARTS:
+        if self._failed_starts >= MAX_FAILED_STARTS * self._count:
             self.on_hopeless()
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # Real-time signals are numbered (signal(7)).
+        return f"SIGRTMIN+{number - signal.SIGRTMIN}"
 
 
 def _nothing() -> None:

@@ -37,6 +37,7 @@ class Handover:
         notify_socket: the service manager's address.
         watchdog_s: what the service manager wants, in seconds.
         keeps_descriptors: whether it stores descriptors.
+        unsent: what its queue had no room for: messages, each with a descriptor or None.
     """
 
     config: dict[str, Any]
@@ -47,6 +48,7 @@ class Handover:
     notify_socket: str | None = None
     watchdog_s: float | None = None
     keeps_descriptors: bool = False
+    unsent: list[tuple[str, int | None]] = field(default_factory=list)
 
     def descriptors(self) -> Sequence[int]:
         """List the descriptors that have to stay open."""
@@ -54,6 +56,7 @@ class Handover:
             *self.segments,
             *(each["line"] for each in self.workers),
             *(each["fd"] for bound in self.sockets for each in bound["sockets"]),
+            *(fd for _, fd in self.unsent if fd is not None),
         ]
 
 

@@ -46,7 +46,8 @@ def _start(config: Config, manager: ServiceManager) -> int:
     _provide_descriptors(config.limits.max_connections, log)
     wanted = wanted_by(config)
     sockets = Sockets()
-    sockets.inherit(manager.inherited, wanted, Notifier(manager.notify_socket), log)
+    notifier = Notifier(manager.notify_socket)
+    sockets.inherit(manager.inherited, wanted, notifier, log)
     try:
         sockets.bind_missing(wanted)
     except ListenError as error:
@@ -58,7 +59,7 @@ def _start(config: Config, manager: ServiceManager) -> int:
         sockets.close(METRICS)
         return 1
     sockets.assign(wanted)
-    return Supervisor(config, sockets, manager, Segment.create(), log).run()
+    return Supervisor(config, sockets, manager, notifier, Segment.create(), log).run()
 
 
 def _go_on(handover: Handover) -> int:
@@ -74,8 +75,10 @@ def _go_on(handover: Handover) -> int:
         watchdog_s=handover.watchdog_s,
         keeps_descriptors=handover.keeps_descriptors,
     )
+    notifier = Notifier(handover.notify_socket)
+    notifier.go_on_with(handover.unsent)
     supervisor = Supervisor(
-        config, sockets, manager, _current(segments), log, restarts=handover.restarts
+        config, sockets, manager, notifier, _current(segments), log, restarts=handover.restarts
     )
     for each in handover.workers:
         segment = segments[each["segment"]]

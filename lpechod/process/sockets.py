@@ -7,6 +7,7 @@ manager's store, which keeps descriptors over a restart and a crash. Sockets are
 address that the configuration has for them; what they are used for does not matter.
 """
 
+import os
 import socket
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -161,19 +162,25 @@ class Sockets:
             log: gets a warning for each descriptor that nothing asks for.
         """
         for each in inherited:
-            listening = socket.socket(fileno=each.fd)
-            taker = next((want for want in wanted if serves(listening, want.address)), None)
-            if taker is None:
-                log.warning(
-                    "inherited_socket_unused",
-                    name=each.name,
-                    address=str(listening.getsockname()),
-                    hint="no address of the configuration matches it",
-                )
+            problem = self._inherit(each, wanted)
+            if problem is not None:
+                log.warning("inherited_socket_unused", name=each.name, problem=problem)
                 notifier.remove(each.name)
-                listening.close()
-                continue
-            self._add(taker, listening, each.name)
+
+    def _inherit(self, inherited: Inherited, wanted: Sequence[Wanted]) -> str | None:
+        """Take a descriptor if it serves an address; otherwise close it, and say why."""
+        try:
+            listening = socket.socket(fileno=inherited.fd)
+        except OSError:  # A file (OpenFile=, systemd.service(5)), or somebody else's memory.
+            os.close(inherited.fd)
+            return "it is no socket"
+        for want in wanted:
+            if serves(listening, want.address):
+                self._add(want, listening, inherited.name)
+                return None
+        address = listening.getsockname()
+        listening.close()
+        return f"no address of the configuration matches {address}"
 
     def _add(self, taker: Wanted, listening: socket.socket, name: str) -> None:
         listener = Listener(listening)

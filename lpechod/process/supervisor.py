@@ -62,6 +62,7 @@ class Supervisor(Timer):
         config: the configuration.
         sockets: all that it asks for, and those that a reload has made superfluous.
         manager: what the service manager wants.
+        notifier: talks to it, and may have messages that wait.
         segment: the shared memory.
         log: where to write.
         restarts: how many workers were started in place of others before a reload.
@@ -72,6 +73,7 @@ class Supervisor(Timer):
         config: Config,
         sockets: Sockets,
         manager: ServiceManager,
+        notifier: Notifier,
         segment: Segment,
         log: Log,
         restarts: int | None = None,
@@ -82,7 +84,7 @@ class Supervisor(Timer):
         self._manager = manager
         self._segment = segment
         self._log = log
-        self._notifier = Notifier(manager.notify_socket)
+        self._notifier = notifier
         self._loop = Loop(open_poller("auto"), clock.monotonic)
         self._phase = _Phase.STARTING
         self._reloaded = restarts is not None
@@ -287,6 +289,7 @@ class Supervisor(Timer):
         self._segment.retired = Totals.sum([retired, self._own_totals()])
         children = self.workers.children.values()
         segments = list(dict.fromkeys([self._segment, *(child.segment for child in children)]))
+        self._notifier.flush()
         handover = Handover(
             config=config,
             sockets=[each.describe() for each in [*self._sockets.all, *bound]],
@@ -305,10 +308,10 @@ class Supervisor(Timer):
             notify_socket=self._manager.notify_socket,
             watchdog_s=self._manager.watchdog_s,
             keeps_descriptors=self._manager.keeps_descriptors,
+            unsent=self._notifier.unsent,
         )
         if self._reload_wanted:
             os.kill(os.getpid(), signal.SIGHUP)
-        self._notifier.flush()
         try:
             hand_over(handover, self._signals.hand_back)
         except OSError as error:
@@ -347,7 +350,7 @@ class Supervisor(Timer):
         """Tell the service manager how far the drain has come; end it when its time is over."""
         left = self._totals().connections_active
         self._notifier.extend_timeout(_EXTENSION_SECONDS)
-        self._notifier.status(f"Draining, {left} connections left")
+        self._notifier.status(f"Draining, {left} connection{'s' * (left != 1)} left")
         if now >= self._stop_by:
             for child in self.workers.children.values():
                 self.workers.kill(child, "did not end in time")

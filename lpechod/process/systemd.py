@@ -19,7 +19,7 @@ import os
 import re
 import socket
 from collections import deque
-from collections.abc import MutableMapping
+from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -195,6 +195,15 @@ class Notifier:
             ValueError: the name is not valid.
         """
         self._send(f"FDSTOREREMOVE=1\nFDNAME={_checked(name)}")
+
+    @property
+    def unsent(self) -> list[_Message]:
+        """What the manager's queue had no room for."""
+        return list(self._waiting)
+
+    def go_on_with(self, unsent: Iterable[_Message]) -> None:
+        """Take over what the program before had not sent, descriptors included."""
+        self._waiting.extend((text, fd) for text, fd in unsent)
 
     def flush(self) -> None:
         """Send what the manager's queue had no room for, as far as it has now."""

@@ -274,15 +274,15 @@ class Workers(Timer):
     def _cannot_start(self, error: Exception) -> None:
         self._log.error("worker_start_failed", problem=str(error))
         self._failed_starts += 1
-        self._delay(self._failed_starts)
+        self._delay(max(1, self._failed_starts - self._count))
         self._despair()
 
     def _hear(self, child: Child, message: Message) -> None:
         if message["type"] == "ready":
             child.ready_at = self._loop.now
             self._failed_starts = 0
-            self._settle()
             self.on_change()
+            self._settle()
         elif message["type"] == "leave" and child.current and not self._stopping:
             child.current = False
             self._bereaved += 1

@@ -1,15 +1,18 @@
 """A daemon as a process, for tests that see it from outside only."""
 
+import contextlib
 import json
 import os
 import queue
 import re
+import select
 import signal
 import socket
 import struct
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -39,6 +42,8 @@ class Daemon:
         errors: names of error events that the test provokes.
         prefix: a command to run the daemon under, such as ``prlimit``.
         environ: variables to add.
+        pass_fds: descriptors to leave open.
+        leaves: files of UNIX sockets that are somebody else's, so they must be there at the end.
     """
 
     def __init__(
@@ -50,6 +55,8 @@ class Daemon:
         errors: Iterable[str] = (),
         prefix: Sequence[str] = (),
         environ: Mapping[str, str] | None = None,
+        pass_fds: Sequence[int] = (),
+        leaves: Iterable[str] = (),
     ) -> None:
         if "[[listen]]" not in config:
             config += '\n[[listen]]\naddress = "127.0.0.1:0"\n'
@@ -60,6 +67,7 @@ class Daemon:
         self._status = status
         self._errors = set(errors)
         self._sockets = re.findall(r'"unix:(.*?)"', config)
+        self._leaves = set(leaves)
         self.log: list[Event] = []
         self._ended = False
         self._lines: queue.Queue[str | None] = queue.Queue()
@@ -67,6 +75,7 @@ class Daemon:
             [*prefix, sys.executable, "-m", "lpechod", "serve", "--config", str(self.path)],
             stderr=subprocess.PIPE,
             env={**os.environ, **(environ or {})},
+            pass_fds=pass_fds,
             text=True,
         )
         threading.Thread(target=self._read, daemon=True).start()
@@ -120,6 +129,7 @@ class Daemon:
         """Reload, with another configuration if one is given, and wait until that has succeeded."""
         if config is not None:
             self.path.write_text(config)
+            self._sockets += re.findall(r'"unix:(.*?)"', config)
         count = len(self.events("reloaded"))
         self.signal(signal.SIGHUP)
         return self.wait_for_count("reloaded", count + 1)
@@ -131,8 +141,14 @@ class Daemon:
     @property
     def address(self) -> str:
         """The first echo address, as ``host:port``."""
-        listeners: list[str] = self.wait_for("ready")["listeners"]
+        listeners: list[str] = self.latest["listeners"]
         return listeners[0]
+
+    @property
+    def latest(self) -> Event:
+        """What the daemon has said of itself at its start, or after the latest reload read of."""
+        self.wait_for("ready")
+        return [event for event in self.log if event["event"] in ("ready", "reloaded")][-1]
 
     def connect(self, address: str | None = None) -> "EchoClient":
         """Connect an echo client."""
@@ -140,7 +156,7 @@ class Daemon:
 
     def get(self, path: str = "/metrics") -> str:
         """Return a page of the exporter."""
-        base = self.wait_for("ready")["metrics"][0]
+        base = self.latest["metrics"][0]
         with urllib.request.urlopen(f"http://{base}{path}", timeout=PATIENCE_SECONDS) as answer:
             text: str = answer.read().decode()
         return text
@@ -170,7 +186,8 @@ class Daemon:
 
     def wait_until(self, name: str, value: float, **labels: str) -> None:
         """Scrape until a series has a value, which workers publish ten times a second."""
-        for _ in range(2000):
+        give_up_at = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < give_up_at:
             if self.metric(name, **labels) == value:
                 return
         raise AssertionError(f"{name} {labels} is {self.metric(name, **labels)}, never {value}")
@@ -229,12 +246,7 @@ class Daemon:
         trace: TracebackType | None,
     ) -> None:
         if kind is not None:
-            for event in self.events("ready"):
-                workers = children(event["pid"])
-                for pid in (event["pid"], *workers):
-                    os.kill(pid, signal.SIGKILL)
-            self.process.kill()
-            self.process.wait()
+            self._kill_all()
             return
         if self.process.poll() is None:
             self.signal(signal.SIGTERM)
@@ -246,9 +258,17 @@ class Daemon:
         ]
         assert not unexpected
         assert status == self._status, self.log[-3:]
-        assert not [path for path in self._sockets if Path(path).exists()]
+        assert {path for path in self._sockets if Path(path).exists()} == self._leaves
         processes = {event["worker"] for event in self.log if "worker" in event}
         assert not [pid for pid in processes if is_alive(pid)]
+
+    def _kill_all(self) -> None:
+        """Kill whatever runs with this configuration: supervisor, workers, and orphans."""
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if os.fsencode(self.path) in (entry / "cmdline").read_bytes().split(b"\0"):
+                    os.kill(int(entry.name), signal.SIGKILL)
+        self.process.wait()
 
 
 class EchoClient:
@@ -304,6 +324,60 @@ class EchoClient:
 
     def __exit__(self, *_error: object) -> None:
         self.close()
+
+
+def configuration(*listen: str, metrics: str = "127.0.0.1:0", more: str = "") -> str:
+    """Write a configuration with these addresses; a port of 0 keeps its socket over reloads."""
+    tables = "".join(f'[[listen]]\naddress = "{each}"\n' for each in listen or ("127.0.0.1:0",))
+    return f'{more}\n{tables}[metrics]\naddress = "{metrics}"\n'
+
+
+def free_address() -> str:
+    """Return an address that nobody listens on, of a host that only this process uses."""
+    high, low = divmod(os.getpid(), 256)
+    with socket.create_server((f"127.{1 + high // 256}.{high % 256}.{low}", 0)) as server:
+        host, port = server.getsockname()
+    return f"{host}:{port}"
+
+
+def wait_for_end(pid: int) -> None:
+    """Wait until a process has ended, somebody else's child too."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    poll = select.poll()
+    poll.register(handle, select.POLLIN)
+    ended = poll.poll(PATIENCE_SECONDS * 1000)
+    os.close(handle)
+    assert ended, f"process {pid} goes on"
+
+
+def descriptor_kinds(pid: int) -> list[str]:
+    """Return what the descriptors of a process are, without the numbers of inodes."""
+    links = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # Closed meanwhile.
+            links.append(str(entry.readlink()))
+    return sorted(re.sub(r":\[\d+\]", "", link) for link in links)
+
+
+def count_sockets(pid: int) -> int:
+    """Return how many sockets a process has open."""
+    return descriptor_kinds(pid).count("socket")
+
+
+def wait_for_sleeps(pid: int, count: int) -> None:
+    """Wait until a process has gone to sleep so often, as loops do that have nothing to do."""
+    status = Path(f"/proc/{pid}/status")
+    goal = None
+    give_up_at = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < give_up_at:
+        slept = int(status.read_text().partition("\nvoluntary_ctxt_switches:")[2].split()[0])
+        goal = slept + count if goal is None else goal
+        if slept >= goal:
+            return
+    raise AssertionError(f"process {pid} does not wake up")
 
 
 def children(pid: int) -> list[int]:

@@ -58,6 +58,7 @@ class Worker(Timer):
         tally = Tally()
         self._log = log
         self._slot = slot
+        self._orphan_signals: int | None = None
         self._drain_timeout_s = config.server.drain_timeout
         self._watch = TurnWatch(tally)
         self._loop = Loop(open_poller(config.server.poller), clock.monotonic, self._watch)
@@ -130,8 +131,14 @@ class Worker(Timer):
         # Whoever means this worker gets another one in its place first.
         self._log.info("signal", name=signal.Signals(number).name)
         self._line.send("leave")
+        if self._orphan_signals is not None:
+            # The first one is systemd's, for whatever a dead main process has left; it drains.
+            self._orphan_signals += 1
+            if self._orphan_signals > 1:
+                self._service.cut(self._loop.now)
 
     def _orphaned(self) -> None:
+        self._orphan_signals = 0
         self._log.error("supervisor_died", hint="this worker drains, and ends")
         self._drain(None)
 

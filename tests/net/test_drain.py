@@ -11,10 +11,10 @@ TICK = 0.1
 
 
 def crowd(server: EchoServer, count: int) -> list[Client]:
-    """Connect so many clients."""
+    """Connect so many clients, and let them be there for a while."""
     clients = [server.dial() for _ in range(count)]
     server.turn_until(lambda: len(server.service.connections) == count, f"{count} accepted")
-    server.settle()
+    server.pass_time(1.0)
     return clients
 
 
@@ -172,6 +172,7 @@ class TestArrivals:
         server.service.drain(server.clock.now + 30)
         client = server.dial()
         client.send_some(frame(b"late"))
+        server.pass_time(TICK)
 
         assert client.receive_to_end() == frame(b"late")
         client.close()
@@ -184,13 +185,67 @@ class TestArrivals:
         server.service.drain(server.clock.now + 30)
         server.settle()
         late = [server.dial() for _ in range(3)]
+        for client in late:
+            client.send_some(frame(b"late"))
         server.settle()
         for client in late:
-            client.expect_eof()
+            assert client.receive_to_end() == frame(b"late")
         assert told(server) == 13
         server.pass_time(TICK)
 
         assert told(server) == 23
+
+
+class TestYoung:
+    """Connections that have just been made, and have not said anything yet."""
+
+    def test_first_frame_is_served(self, serve: Serve) -> None:
+        """A client that connects just before the drain gets the echo of its first frame."""
+        server = serve()
+        client = server.connect()
+        server.service.drain(server.clock.now + 30)
+        server.pass_time(0.5)
+        assert told(server) == 0
+        client.send_some(frame(b"first"))
+        server.pass_time(TICK)
+
+        assert client.receive_to_end() == frame(b"first")
+        client.close()
+        assert server.closed(client)["reason"] == "drained"
+
+    def test_silence_is_not_waited_for(self, serve: Serve) -> None:
+        """One that says nothing for a second is told like all others, and nothing is left."""
+        server = serve()
+        client = server.connect()
+        server.service.drain(server.clock.now + 30)
+        server.pass_time(0.9)
+        assert told(server) == 0
+        server.pass_time(0.2)
+
+        client.expect_eof()
+        client.close()
+        server.settle()
+        assert server.loop.timers == 0
+
+    def test_not_beyond_the_time(self, serve: Serve) -> None:
+        """A drain without time waits for nobody's first frame."""
+        server = serve()
+        client = server.connect()
+        server.service.drain(server.clock.now + 0.3)
+        server.pass_time(0.4)
+
+        client.expect_eof()
+
+    def test_takes_no_place(self, serve: Serve) -> None:
+        """Those who are too young leave their place in a batch to others."""
+        server = serve()
+        crowd(server, 10)
+        for _ in range(10):
+            server.connect()
+        server.service.drain(server.clock.now + 30)
+        server.turn()
+
+        assert told(server) == 10
 
 
 class TestTime:

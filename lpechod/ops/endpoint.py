@@ -54,7 +54,9 @@ class MetricsEndpoint(Timer):
         self._on_quiet: Callable[[], None] | None = None
 
     def start(self) -> None:
-        """Begin to accept, or go on."""
+        """Begin to accept, or go on; takes a `pause` back."""
+        self._on_quiet = None
+        self._loop.cancel(self)
         self._acceptor.start()
 
     def finish(self, listeners: list[Listener]) -> None:

@@ -34,6 +34,7 @@ class Handover:
         workers: of each child the process id, the place of its segment in ``segments``, its slot,
             the descriptor of its line and whether it has been told to drain.
         restarts: how many workers were started in place of others.
+        reloaded_at: when the configuration before this one was loaded, in Unix time.
         notify_socket: the service manager's address.
         watchdog_s: what the service manager wants, in seconds.
         keeps_descriptors: whether it stores descriptors.
@@ -45,6 +46,7 @@ class Handover:
     segments: list[int]
     workers: list[dict[str, Any]] = field(default_factory=list)
     restarts: int = 0
+    reloaded_at: float | None = None
     notify_socket: str | None = None
     watchdog_s: float | None = None
     keeps_descriptors: bool = False

@@ -107,7 +107,7 @@ class Rehearsal(Timer):
         """
         self._receive()
         self._close()
-        problems = self._output.decode(errors="replace").splitlines()
+        problems = _problems(self._output.decode(errors="replace").splitlines())
         config = self._config
         if code != 0:
             config = None
@@ -175,6 +175,14 @@ class Rehearsal(Timer):
             os.set_inheritable(fd, False)
             described["fd"] = fd
         self._bound.append(Bound.restore(document))
+
+
+def _problems(lines: list[str]) -> list[str]:
+    """Reduce a traceback to what is wrong and where: the log's rate limit would eat its end."""
+    if lines[:1] != ["Traceback (most recent call last):"]:
+        return lines
+    places = [line.strip() for line in lines if line.lstrip().startswith('File "')]
+    return [f"{lines[-1]} ({places[-1]})" if places else lines[-1]]
 
 
 def _spawn(channel: int, errors: int) -> int:

@@ -78,7 +78,14 @@ def _go_on(handover: Handover) -> int:
     notifier = Notifier(handover.notify_socket)
     notifier.go_on_with(handover.unsent)
     supervisor = Supervisor(
-        config, sockets, manager, notifier, _current(segments), log, restarts=handover.restarts
+        config,
+        sockets,
+        manager,
+        notifier,
+        _current(segments),
+        log,
+        restarts=handover.restarts,
+        reloaded_at=handover.reloaded_at,
     )
     for each in handover.workers:
         segment = segments[each["segment"]]

@@ -144,6 +144,8 @@ class Sockets:
         self.bound = list(bound)
         self.gone: list[Bound] = []
         """Those that `assign` has found nobody to want."""
+        self.coming: list[Bound] = []
+        """Those that a rehearsal has bound for the next program."""
 
     def inherit(
         self,
@@ -205,7 +207,7 @@ class Sockets:
     @property
     def all(self) -> list[Bound]:
         """Everything that is held."""
-        return self.bound + self.gone
+        return self.bound + self.gone + self.coming
 
     @property
     def addresses(self) -> list[str]:
@@ -263,6 +265,12 @@ class Sockets:
         self.gone = []
         return names
 
+    def drop_coming(self) -> None:
+        """Close the sockets of a reload that does not happen."""
+        for bound in self.coming:
+            bound.close()
+        self.coming = []
+
     def keep_files(self) -> None:
         """Leave the files of UNIX sockets in place: somebody else has a copy of each socket."""
         for bound in self.all:
@@ -279,5 +287,5 @@ class Sockets:
         """Close the copies that fork(2) has made, but for those that a worker accepts from."""
         self.keep_files()
         self.close(METRICS)
-        for bound in self.gone:
+        for bound in self.gone + self.coming:
             bound.close()

@@ -66,6 +66,7 @@ class Supervisor(Timer):
         segment: the shared memory.
         log: where to write.
         restarts: how many workers were started in place of others before a reload.
+        reloaded_at: when the configuration before that was loaded, in Unix time.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Supervisor(Timer):
         segment: Segment,
         log: Log,
         restarts: int | None = None,
+        reloaded_at: float | None = None,
     ) -> None:
         super().__init__()
         self._config = config
@@ -91,7 +93,7 @@ class Supervisor(Timer):
         self._unsettled = True
         self._reload_wanted = False
         self._reload_successful = True
-        self._reloaded_at = clock.wall()
+        self._reloaded_at = clock.wall() if reloaded_at is None else reloaded_at
         self._rehearsal: Rehearsal | None = None
         self._stop_by = 0.0
         self._status = 0
@@ -276,14 +278,11 @@ class Supervisor(Timer):
         elif config is None:
             self._reload_failed(problems)
         else:
-            self._endpoint.pause(lambda: self._hand_over(config, bound))
+            self._sockets.coming = bound
+            self._endpoint.pause(lambda: self._hand_over(config))
 
-    def _hand_over(self, config: dict[str, Any], bound: list[Bound]) -> None:
+    def _hand_over(self, config: dict[str, Any]) -> None:
         """Become the new program."""
-        if self._phase is _Phase.STOPPING:
-            for each in bound:
-                each.close()
-            return
         retired = self._segment.retired
         # Ours, too, are counters that must not go back.
         self._segment.retired = Totals.sum([retired, self._own_totals()])
@@ -292,7 +291,7 @@ class Supervisor(Timer):
         self._notifier.flush()
         handover = Handover(
             config=config,
-            sockets=[each.describe() for each in [*self._sockets.all, *bound]],
+            sockets=[each.describe() for each in self._sockets.all],
             segments=[segment.fd for segment in segments],
             workers=[
                 {
@@ -305,6 +304,7 @@ class Supervisor(Timer):
                 for child in children
             ],
             restarts=self.workers.restarts,
+            reloaded_at=self._reloaded_at,
             notify_socket=self._manager.notify_socket,
             watchdog_s=self._manager.watchdog_s,
             keeps_descriptors=self._manager.keeps_descriptors,
@@ -316,8 +316,7 @@ class Supervisor(Timer):
             hand_over(handover, self._signals.hand_back)
         except OSError as error:
             self._segment.retired = retired
-            for each in bound:
-                each.close()
+            self._sockets.drop_coming()
             self._endpoint.start()
             self._reload_failed([f"cannot execute the new program: {error.strerror}"])
 
@@ -337,6 +336,8 @@ class Supervisor(Timer):
         self._notifier.stopping("Draining")
         if self._rehearsal is not None:
             self._rehearsal.kill()
+        self._sockets.drop_coming()
+        self._endpoint.start()  # It may have paused for a handover, which does not happen now.
         # First ours: so the last worker to close a socket is one that has just emptied its queue.
         if self._manager.keeps_descriptors:
             self._sockets.keep_files()
@@ -354,6 +355,9 @@ class Supervisor(Timer):
         if now >= self._stop_by:
             for child in self.workers.children.values():
                 self.workers.kill(child, "did not end in time")
+        elif now >= self._stop_by - _GRACE_SECONDS:
+            # Workers of before a reload may have been told a longer time.
+            self.workers.cut()
         self._loop.schedule(self, now + _REPORT_SECONDS)
 
     def _check_ended(self) -> None:

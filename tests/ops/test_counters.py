@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
@@ -15,7 +15,7 @@ from lpechod.engine.loop import Loop
 from lpechod.engine.poller import Poller, Ready, open_poller
 from lpechod.net.counts import PAUSE_REASONS, REJECT_REASONS
 from lpechod.net.service import EchoService, ServiceSettings
-from lpechod.ops.counters import TURN_CLASSES, Totals, TurnWatch, gather
+from lpechod.ops.counters import GAUGES, TURN_CLASSES, Totals, TurnWatch, gather
 from lpechod.ops.logs import open_log
 from lpechod.wire.settings import EchoSettings
 from lpechod.wire.states import CloseReason
@@ -157,6 +157,90 @@ def test_sum_refuses_another_shape() -> None:
     other = Totals(turns=[0] * (TURN_CLASSES + 1))
     with pytest.raises(ValueError, match="zip"):
         Totals.sum([other])
+
+
+# As integers.
+
+
+@given(made=totals())
+def test_round_trip(made: Totals) -> None:
+    """Totals come back from integers as they were, in lists of their own."""
+    integers = made.to_integers()
+    assert integers == flat(made)
+    assert len(integers) == sum(length for _, length in Totals.layout())
+    again = Totals.from_integers(Totals.layout(), integers)
+    assert again == made
+    assert made.to_integers(Totals.layout()) == integers
+    again.turns[0] += 1
+    assert flat(made) == integers
+
+
+def test_layout_names_each_field() -> None:
+    """The layout is the fields in their order, each with how many integers it holds."""
+    layout = Totals.layout()
+    assert [name for name, _ in layout] == NAMES
+    assert dict(layout)["frames"] == 1
+    assert dict(layout)["connections_closed"] == len(CloseReason)
+
+
+@pytest.mark.parametrize(
+    ("layout", "integers", "expected"),
+    [
+        ([], [], Totals()),
+        ([], [1, 2], Totals()),
+        ([("frames", 1), ("turns", 3)], [], Totals()),
+        ([("sent_bytes", 1), ("frames", 1)], [1, 2], Totals(frames=2, sent_bytes=1)),
+        ([("gone", 2), ("frames", 1)], [1, 2, 3], Totals(frames=3)),
+        ([("sum", 1), ("layout", 1), ("frames", 1)], [1, 2, 3], Totals(frames=3)),
+        ([("turns", 2)], [1, 2], Totals(turns=[1, 2] + [0] * (TURN_CLASSES - 2))),
+        (
+            [("turns", TURN_CLASSES + 1), ("frames", 1)],
+            range(TURN_CLASSES + 2),
+            Totals(turns=list(range(TURN_CLASSES)), frames=TURN_CLASSES + 1),
+        ),
+        ([("frames", 2), ("turns", 0), ("turns_ns", 1)], [1, 2, 3], Totals(frames=1, turns_ns=3)),
+    ],
+)
+def test_integers_of_another_version(
+    layout: list[tuple[str, int]], integers: Sequence[int], expected: Totals
+) -> None:
+    """Fields are found by name, unknown ones dropped, lists cut off or filled up with zeros."""
+    assert Totals.from_integers(layout, integers) == expected
+
+
+def test_integers_for_another_version() -> None:
+    """Totals follow another layout by the same rules."""
+    ours = list(range(1, TURN_CLASSES + 1))
+    made = Totals(frames=7, turns=ours)
+    layout = [("layout", 1), ("turns", TURN_CLASSES + 1), ("new", 2), ("frames", 1)]
+    assert made.to_integers(layout) == [0, *ours, 0, 0, 0, 7]
+    assert made.to_integers([("turns", 2), ("echo_delays", 0)]) == [1, 2]
+
+
+# The end of a worker.
+
+
+@given(made=totals())
+def test_retire(made: Totals) -> None:
+    """Of an ended worker its counters remain, and what was open has ended by an internal error."""
+    before = flat(made)
+    made.connections_accepted = made.connections_active + sum(made.connections_closed)
+    left = made.retire()
+    assert left.connections_accepted == sum(left.connections_closed) == made.connections_accepted
+    lost = dict(zip(CloseReason, left.connections_closed, strict=True))
+    for reason, number in zip(CloseReason, made.connections_closed, strict=True):
+        lost[reason] -= number
+    assert {reason for reason, number in lost.items() if number} <= {CloseReason.INTERNAL_ERROR}
+    for name in {*NAMES} - {"connections_closed"}:
+        assert getattr(left, name) == (0 if name in GAUGES else getattr(made, name))
+    assert left.retire() == left
+    assert flat(made)[1:] == before[1:]
+
+
+def test_gauges() -> None:
+    """The gauges are fields that hold one number."""
+    assert {(name, 1) for name in GAUGES} <= {*Totals.layout()}
+    assert {"connections_active", "buffered_bytes", "timer_entries"} == GAUGES
 
 
 # What a turn adds.

@@ -22,13 +22,13 @@ from lpechod.engine import clock
 from lpechod.engine.loop import Loop
 from lpechod.engine.poller import best, open_poller
 from lpechod.engine.signals import SignalPipe
-from lpechod.engine.wheel import Timer
 from lpechod.ops.config import Config
 from lpechod.ops.counters import Totals
 from lpechod.ops.endpoint import MetricsEndpoint
 from lpechod.ops.logs import Log
 from lpechod.ops.metrics import Standing
 from lpechod.ops.segment import Segment, Slot
+from lpechod.process.ending import Ending
 from lpechod.process.handover import Handover, hand_over
 from lpechod.process.rehearsal import Rehearsal
 from lpechod.process.signals import HANDLED_SIGNALS
@@ -40,13 +40,6 @@ from lpechod.process.workers import Workers
 
 _END_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-_REPORT_SECONDS = 1.0
-_EXTENSION_SECONDS = 5.0
-"""Told to the service manager each time that we report to it: time for several more reports."""
-
-_GRACE_SECONDS = 5.0
-"""Beyond ``drain_timeout``: connections linger for 2 s (see `lpechod.wire.echo`)."""
-
 
 class _Phase(Enum):
     STARTING = auto()
@@ -55,8 +48,8 @@ class _Phase(Enum):
     STOPPING = auto()
 
 
-class Supervisor(Timer):
-    """Runs the daemon; as a timer, it reports while stopping.
+class Supervisor:
+    """Runs the daemon.
 
     Args:
         config: the configuration.
@@ -80,7 +73,6 @@ class Supervisor(Timer):
         restarts: int | None = None,
         reloaded_at: float | None = None,
     ) -> None:
-        super().__init__()
         self._config = config
         self._sockets = sockets
         self._manager = manager
@@ -95,7 +87,6 @@ class Supervisor(Timer):
         self._reload_successful = True
         self._reloaded_at = clock.wall() if reloaded_at is None else reloaded_at
         self._rehearsal: Rehearsal | None = None
-        self._stop_by = 0.0
         self._status = 0
         self.workers = Workers(
             worker_count(config), segment, self._become_worker, self._loop, log, restarts or 0
@@ -103,11 +94,14 @@ class Supervisor(Timer):
         self.workers.on_settled = self._settled
         self.workers.on_hopeless = self._hopeless
         self.workers.on_change = self._changed
+        self._ending = Ending(
+            self.workers, lambda: self._totals().connections_active, notifier, self._loop
+        )
         self._watchdog = Watchdog(
             self.workers,
             config.server.watchdog,
             manager.watchdog_s,
-            self._notifier,
+            notifier,
             self._loop,
             log,
         )
@@ -158,10 +152,7 @@ class Supervisor(Timer):
         if number == signal.SIGHUP:
             self._want_reload()
         elif self._phase is _Phase.STOPPING:
-            self.workers.cut()
-            # A third one does not put off what the second has ordered.
-            self._stop_by = min(self._stop_by, self._loop.now + _REPORT_SECONDS)
-            self._loop.hasten(self, self._stop_by)
+            self._ending.hurry()
         else:
             self._stop()
 
@@ -286,23 +277,13 @@ class Supervisor(Timer):
         retired = self._segment.retired
         # Ours, too, are counters that must not go back.
         self._segment.retired = Totals.sum([retired, self._own_totals()])
-        children = self.workers.children.values()
-        segments = list(dict.fromkeys([self._segment, *(child.segment for child in children)]))
+        segments = self.workers.segments()
         self._notifier.flush()
         handover = Handover(
             config=config,
             sockets=[each.describe() for each in self._sockets.all],
             segments=[segment.fd for segment in segments],
-            workers=[
-                {
-                    "pid": child.pid,
-                    "segment": segments.index(child.segment),
-                    "slot": child.slot.index,
-                    "line": child.line.fd,
-                    "told": child.told,
-                }
-                for child in children
-            ],
+            workers=self.workers.describe(segments),
             restarts=self.workers.restarts,
             reloaded_at=self._reloaded_at,
             notify_socket=self._manager.notify_socket,
@@ -342,23 +323,8 @@ class Supervisor(Timer):
         if self._manager.keeps_descriptors:
             self._sockets.keep_files()
         self._sockets.close(ECHO)
-        self.workers.drain(None)
-        self._stop_by = self._loop.now + self._config.server.drain_timeout + _GRACE_SECONDS
-        self.on_deadline(self._loop.now)
+        self._ending.begin(self._config.server.drain_timeout)
         self._check_ended()
-
-    def on_deadline(self, now: float) -> None:
-        """Tell the service manager how far the drain has come; end it when its time is over."""
-        left = self._totals().connections_active
-        self._notifier.extend_timeout(_EXTENSION_SECONDS)
-        self._notifier.status(f"Draining, {left} connection{'s' * (left != 1)} left")
-        if now >= self._stop_by:
-            for child in self.workers.children.values():
-                self.workers.kill(child, "did not end in time")
-        elif now >= self._stop_by - _GRACE_SECONDS:
-            # Workers of before a reload may have been told a longer time.
-            self.workers.cut()
-        self._loop.schedule(self, now + _REPORT_SECONDS)
 
     def _check_ended(self) -> None:
         if self._phase is _Phase.STOPPING and not self.workers.children and not self._rehearsal:

@@ -14,9 +14,9 @@ know (systemd.service(5), Restart=).
 import os
 import signal
 import socket
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from lpechod.engine.loop import Loop
 from lpechod.engine.wheel import Timer
@@ -189,6 +189,24 @@ class Workers(Timer):
             else:
                 states["starting" if child.ready_at is None else "ready"] += 1
         return states
+
+    def segments(self) -> list[Segment]:
+        """List the shared memory in use, that for new workers first."""
+        used = [self._segment, *(child.segment for child in self.children.values())]
+        return list(dict.fromkeys(used))
+
+    def describe(self, segments: Sequence[Segment]) -> list[dict[str, Any]]:
+        """Return what `adopt` needs of each child; segments by their place in a list."""
+        return [
+            {
+                "pid": child.pid,
+                "segment": segments.index(child.segment),
+                "slot": child.slot.index,
+                "line": child.line.fd,
+                "told": child.told,
+            }
+            for child in self.children.values()
+        ]
 
     def totals(self) -> Iterable[Totals]:
         """Return what the living have counted."""

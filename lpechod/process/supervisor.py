@@ -79,7 +79,7 @@ class Supervisor:
         self._segment = segment
         self._log = log
         self._notifier = notifier
-        self._loop = Loop(open_poller("auto"), clock.monotonic)
+        loop = self._loop = Loop(open_poller("auto"), clock.monotonic)
         self._phase = _Phase.STARTING
         self._reloaded = restarts is not None
         self._unsettled = True
@@ -89,31 +89,22 @@ class Supervisor:
         self._rehearsal: Rehearsal | None = None
         self._status = 0
         self.workers = Workers(
-            worker_count(config), segment, self._become_worker, self._loop, log, restarts or 0
+            worker_count(config), segment, self._become_worker, loop, log, restarts or 0
         )
         self.workers.on_settled = self._settled
         self.workers.on_hopeless = self._hopeless
         self.workers.on_change = self._changed
         self._ending = Ending(
-            self.workers, lambda: self._totals().connections_active, notifier, self._loop
+            self.workers, lambda: self._totals().connections_active, notifier, loop
         )
         self._watchdog = Watchdog(
-            self.workers,
-            config.server.watchdog,
-            manager.watchdog_s,
-            notifier,
-            self._loop,
-            log,
+            self.workers, config.server.watchdog, manager.watchdog_s, notifier, loop, log
         )
+        listeners = sockets.listeners(METRICS)
         self._endpoint = MetricsEndpoint(
-            sockets.listeners(METRICS),
-            self._totals,
-            self._standing,
-            self._is_ready,
-            self._loop,
-            log,
+            listeners, self._totals, self._standing, self._is_ready, loop, log
         )
-        self._signals = SignalPipe(self._loop, HANDLED_SIGNALS, self._on_signal)
+        self._signals = SignalPipe(loop, HANDLED_SIGNALS, self._on_signal)
 
     def run(self) -> int:
         """Supervise until the last worker has ended.

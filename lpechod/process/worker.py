@@ -189,16 +189,16 @@ def run_worker(
     # A terminal that closes tells everybody; what a hang-up means, the supervisor decides.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    log = open_worker_log(config)
+    own_log = open_worker_log(config)
     try:
-        worker = Worker(config, listeners, segment, slot, line, log)
+        worker = Worker(config, listeners, segment, slot, line, own_log)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED_SIGNALS)
         worker.run()
-    except Exception as error:
-        log.error("worker_failed", exc_info=error)
+    except Exception as error:  # noqa: BLE001 - the process ends, and its log says why.
+        own_log.error("worker_failed", exc_info=error)
         return 1
     finally:
-        log.close()
+        own_log.close()
     return 0
 
 

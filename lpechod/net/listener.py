@@ -10,7 +10,7 @@ import fcntl
 import os
 import socket
 import stat
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,6 +79,15 @@ class Listener:
         """Leave the file alone from now on: somebody else goes on with the socket."""
         self._path = None
 
+    def share_port(self, shared: bool) -> None:
+        """Let an overlapping address be bound, such as ``[::]`` beside ``127.0.0.1``, or not.
+
+        Linux looks at SO_REUSEPORT of both sockets at the moment of the bind (socket(7)). It is not
+        left on: a second daemon on the same address should fail, and not share its clients.
+        """
+        if self.socket.family != socket.AF_UNIX:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
+
     def close(self) -> None:
         """Close the socket, and remove its file if that is still ours.
 
@@ -91,11 +100,14 @@ class Listener:
         self.socket.close()
 
 
-def open_listeners(settings: Iterable[ListenerSettings]) -> list[Listener]:
+def open_listeners(
+    settings: Iterable[ListenerSettings], shared_ports: Collection[int] = ()
+) -> list[Listener]:
     """Listen on every address, each of which a name may stand for several of.
 
     Args:
         settings: the addresses.
+        shared_ports: ports on which somebody listens who has called `Listener.share_port`.
 
     Raises:
         ListenError: at least one cannot be listened on; all others have been closed again.
@@ -104,7 +116,7 @@ def open_listeners(settings: Iterable[ListenerSettings]) -> list[Listener]:
     problems: list[str] = []
     for wanted in settings:
         try:
-            listeners += _open(wanted)
+            listeners += _open(wanted, shared_ports)
         except OSError as error:
             problems.append(f"cannot listen on {wanted.address}: {_explain(error, wanted.address)}")
     if problems:
@@ -142,22 +154,23 @@ def _accepts(listening: socket.socket) -> bool:
     return bool(listening.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
-def _open(wanted: ListenerSettings) -> list[Listener]:
-    address = wanted.address
+def _open(wanted: ListenerSettings, shared_ports: Collection[int]) -> list[Listener]:
+    address, backlog = wanted.address, wanted.backlog
     if isinstance(address, UnixAddress):
-        return [_open_unix(address.path, wanted.backlog)]
+        return [_open_unix(address.path, backlog)]
+    shared = address.port in shared_ports
     if address.host is None:
         try:
-            return [_open_tcp(socket.AF_INET6, (_WILDCARD_V6, address.port), wanted.backlog)]
+            return [_open_tcp(socket.AF_INET6, (_WILDCARD_V6, address.port), backlog, shared)]
         except OSError as error:
             # Every interface of a machine without IPv6.
             if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
                 raise
-            return [_open_tcp(socket.AF_INET, ("", address.port), wanted.backlog)]
+            return [_open_tcp(socket.AF_INET, ("", address.port), backlog, shared)]
     listeners: list[Listener] = []
     try:
         for family, sockaddr in _resolve(address):
-            listeners.append(_open_tcp(family, sockaddr, wanted.backlog))
+            listeners.append(_open_tcp(family, sockaddr, backlog, shared))
     except OSError:
         for listener in listeners:
             listener.close()
@@ -176,7 +189,9 @@ def _resolve(address: TcpAddress) -> list[tuple[socket.AddressFamily, tuple[obje
     return list(dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in found))
 
 
-def _open_tcp(family: socket.AddressFamily, sockaddr: tuple[object, ...], backlog: int) -> Listener:
+def _open_tcp(
+    family: socket.AddressFamily, sockaddr: tuple[object, ...], backlog: int, shared: bool
+) -> Listener:
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
         # Only for connections in TIME_WAIT; two listeners still exclude each other (socket(7)).
@@ -184,8 +199,10 @@ def _open_tcp(family: socket.AddressFamily, sockaddr: tuple[object, ...], backlo
         if family == socket.AF_INET6:
             dual_stack = sockaddr[0] == _WILDCARD_V6
             listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dual_stack)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
         listening.bind(sockaddr)
         listening.listen(backlog)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, False)
         return Listener(listening)
     except OSError:
         listening.close()

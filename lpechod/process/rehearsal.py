@@ -21,6 +21,7 @@ from typing import Any
 from lpechod.engine.loop import Loop
 from lpechod.engine.poller import READABLE
 from lpechod.engine.wheel import Timer
+from lpechod.net.address import TcpAddress, parse_address
 from lpechod.net.listener import ListenError
 from lpechod.ops.config import Config
 from lpechod.process.command import own_command
@@ -223,11 +224,12 @@ def rehearse(config: Config, descriptor: int) -> int:
         request = read_document(fds[0])
         if request["format"] != FORMAT:
             return _refuse("this version can't take over from the running one; restart the daemon")
+        held = [parse_address(each) for each in request["held"]]
+        ports = {each.port for each in held if isinstance(each, TcpAddress)}
         try:
-            opened = bind(missing(wanted_by(config), request["held"]))
+            opened = bind(missing(wanted_by(config), request["held"]), ports)
         except ListenError as error:
-            held = ", ".join(request["held"])
-            return _refuse(*error.problems, f"(this daemon itself listens on {held})")
+            return _refuse(*error.problems)
         for bound in opened:
             described = bound.describe()
             listening = [each["fd"] for each in described["sockets"]]

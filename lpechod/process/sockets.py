@@ -10,7 +10,7 @@ address that the configuration has for them; what they are used for does not mat
 import os
 import socket
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,8 +111,12 @@ def missing(wanted: Iterable[Wanted], held: Iterable[str]) -> list[Wanted]:
     return lacking
 
 
-def bind(wanted: Sequence[Wanted]) -> list[Bound]:
+def bind(wanted: Sequence[Wanted], shared_ports: Collection[int] = ()) -> list[Bound]:
     """Listen on every address.
+
+    Args:
+        wanted: the addresses.
+        shared_ports: ports on which somebody listens who has called `Sockets.share_ports`.
 
     Raises:
         ListenError: at least one cannot be listened on; all others have been closed again.
@@ -121,7 +125,8 @@ def bind(wanted: Sequence[Wanted]) -> list[Bound]:
     problems: list[str] = []
     for each in wanted:
         try:
-            listeners = open_listeners([ListenerSettings(each.address, each.backlog)])
+            settings = ListenerSettings(each.address, each.backlog)
+            listeners = open_listeners([settings], shared_ports)
         except ListenError as error:
             problems += error.problems
         else:
@@ -264,6 +269,12 @@ class Sockets:
             bound.close()
         self.gone = []
         return names
+
+    def share_ports(self, shared: bool) -> None:
+        """Let a rehearsal bind addresses that overlap with these, or not."""
+        for bound in self.all:
+            for listener in bound.listeners:
+                listener.share_port(shared)
 
     def drop_coming(self) -> None:
         """Close the sockets of a reload that does not happen."""

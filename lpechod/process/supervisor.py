@@ -244,6 +244,7 @@ class Supervisor:
         self._reload_wanted = False
         self._phase = _Phase.RELOADING
         self._notifier.reloading(clock.monotonic(), "Checking the configuration")
+        self._sockets.share_ports(True)
         try:
             self._rehearsal = Rehearsal(self._sockets.addresses, self._loop, self._rehearsed)
         except OSError as error:
@@ -253,6 +254,7 @@ class Supervisor:
         self, config: dict[str, Any] | None, bound: list[Bound], problems: list[str]
     ) -> None:
         self._rehearsal = None
+        self._sockets.share_ports(False)
         if self._phase is _Phase.STOPPING:
             for each in bound:
                 each.close()

@@ -13,6 +13,9 @@ from typing import NoReturn
 
 import pytest
 
+from lpechod.net.address import parse_address
+from lpechod.net.listener import ListenError, ListenerSettings, open_listeners
+from tests.system.callers import Callers
 from tests.system.daemon import (
     PATIENCE_SECONDS,
     Daemon,
@@ -245,6 +248,24 @@ def test_an_address_that_stays_refuses_nobody_while_another_goes(tmp_path: Path)
             assert not refuses(kept)
         daemon.wait_for("worker_ended", worker=worker)
         assert not refuses(kept)
+
+
+@pytest.mark.parametrize("wider", ["0.0.0.0:{port}", ":{port}", "[::]:{port}"])
+def test_addresses_that_overlap(tmp_path: Path, wider: str) -> None:
+    """A daemon is opened to every interface and closed again, and nobody is refused meanwhile."""
+    narrow = free_address()
+    port = int(narrow.rpartition(":")[2])
+    with Daemon(tmp_path, configuration(narrow)) as daemon:
+        callers = Callers(narrow)
+        daemon.wait_for("ready")
+        with callers.calling():
+            daemon.reload(configuration(wider.format(port=port)))
+            daemon.reload(configuration(narrow))
+        assert callers.errors == []
+        assert callers.turned_away == 0
+        # A second daemon is still refused the port.
+        with pytest.raises(ListenError, match="in use"):
+            open_listeners([ListenerSettings(parse_address(narrow))])
 
 
 def test_several_addresses_at_once(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ types: $(VENV)/dev ## Check types
 	$(BIN)/mypy
 
 unit: $(VENV)/dev ## Run the tests, with branch coverage
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(BIN)/python -m pytest -n auto --cov --cov-report=term
 
 format: $(VENV)/dev ## Format the code
 	$(BIN)/ruff check --fix

@@ -223,7 +223,7 @@ def test_workers_that_cannot_start_leave_the_old_ones_serving(
     """When the new version passes its check but not its start, the old workers go on."""
     errors = ("reload_failed", "worker_died")
     loaded_at = "lpechod_config_last_reload_success_timestamp_seconds"
-    marker = "    log = open_worker_log(config)\n"
+    marker = "    own_log = open_worker_log(config)\n"
     broken = f"    os.abort()\n{marker}"
     with start(tmp_path, installed, errors=errors) as daemon, daemon.connect() as client:
         client.echo(b"before")

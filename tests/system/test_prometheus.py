@@ -39,10 +39,11 @@ def test_a_real_prometheus_scrapes_the_daemon(tmp_path: Path) -> None:
         with daemon.connect() as client:
             for _ in range(7):
                 client.echo(b"hello")
+        daemon.wait_until("lpechod_frames_total", 7)
         target = daemon.wait_for("ready")["metrics"][0]
         config = tmp_path / "prometheus.yml"
         config.write_text(
-            "global: {scrape_interval: 200ms, scrape_timeout: 200ms}\n"
+            "global: {scrape_interval: 1s, scrape_timeout: 1s}\n"
             "scrape_configs:\n"
             "  - job_name: lpechod\n"
             f"    static_configs: [{{targets: ['{target}']}}]\n"
@@ -57,15 +58,25 @@ def test_a_real_prometheus_scrapes_the_daemon(tmp_path: Path) -> None:
                 f"--web.listen-address=127.0.0.1:{port}",
             ],
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
         )
         try:
+            _wait_until_ready(process)
             assert _ask_until(process, port, "lpechod_frames_total") == "7"
             assert _ask_until(process, port, 'up{job="lpechod"}') == "1"
             assert _ask_until(process, port, "process_open_fds > bool 0") == "1"
         finally:
             process.terminate()
-            process.wait(20)
+            process.communicate(timeout=20)
+
+
+def _wait_until_ready(process: "subprocess.Popen[bytes]") -> None:
+    """Read the log of Prometheus until it answers queries."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if b"ready to receive web requests" in line:
+            return
+    raise AssertionError("prometheus ended")
 
 
 def _ask_until(process: "subprocess.Popen[bytes]", port: int, query: str) -> str:

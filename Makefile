@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run test lint types unit format clean
+.PHONY: help run test lint types unit storm format clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -12,7 +12,7 @@ help: ## Show the targets
 run: $(VENV)/installed ## Run the daemon in the foreground on config.example.toml
 	exec $(BIN)/lpechod serve --config config.example.toml
 
-test: lint types unit ## Lint, check types and run all tests
+test: lint types unit ## Lint, check types and run all tests but the storm
 
 lint: $(VENV)/dev ## Check style and formatting
 	$(BIN)/ruff check
@@ -22,7 +22,10 @@ types: $(VENV)/dev ## Check types
 	$(BIN)/mypy
 
 unit: $(VENV)/dev ## Run the tests, with branch coverage
-	$(BIN)/python -m pytest -n auto --cov --cov-report=term
+	$(BIN)/python -m pytest -n auto --ignore=tests/system/test_storm.py --cov --cov-report=term
+
+storm: $(VENV)/dev ## Run the daemon through reloads, kills and stops under load
+	$(BIN)/python -m pytest tests/system/test_storm.py
 
 format: $(VENV)/dev ## Format the code
 	$(BIN)/ruff check --fix

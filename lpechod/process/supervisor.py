@@ -248,6 +248,7 @@ class Supervisor:
         try:
             self._rehearsal = Rehearsal(self._sockets.addresses, self._loop, self._rehearsed)
         except OSError as error:
+            self._sockets.share_ports(False)
             self._reload_failed([f"cannot start a check: {error.strerror}"])
 
     def _rehearsed(

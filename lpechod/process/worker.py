@@ -159,7 +159,6 @@ class Worker(Timer):
             connections=len(self._service.connections),
             timeout_s=self._drain_timeout_s,
         )
-        self._line.send("draining")
         self._check_drained()
 
     def _connection_ended(self) -> None:

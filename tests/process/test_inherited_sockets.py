@@ -2,7 +2,6 @@
 
 import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,35 +10,11 @@ from lpechod.net.address import parse_address
 from lpechod.net.listener import serves
 from lpechod.process.sockets import ECHO, METRICS, Sockets, missing
 from lpechod.process.systemd import Inherited, Notifier, descriptor_name
-from tests.net.harness import RecordingLog, descriptors
+from tests.net.harness import RecordingLog
 from tests.process.listening import backlog_of, close, listening, name_of, passed, want
 from tests.system.manager import Manager
 
-
-@pytest.fixture(name="whole", autouse=True)
-def _whole() -> Iterator[None]:
-    """Hold every test to leaving no descriptor behind."""
-    before = descriptors()
-    yield
-    assert descriptors() == before
-
-
-@pytest.fixture(name="manager")
-def _manager(whole: None, tmp_path: Path) -> Iterator[Manager]:  # noqa: ARG001 - its order.
-    with Manager(tmp_path / "n") as manager:
-        yield manager
-
-
-@pytest.fixture(name="notifier")
-def _notifier(manager: Manager) -> Iterator[Notifier]:
-    notifier = Notifier(manager.address)
-    yield notifier
-    notifier.close()
-
-
-@pytest.fixture(name="log")
-def _log() -> RecordingLog:
-    return RecordingLog()
+pytestmark = pytest.mark.usefixtures("whole")
 
 
 def is_open(fd: int) -> bool:

@@ -32,6 +32,9 @@ class Standing:
     workers: dict[str, int]
     """How many workers there are, by state."""
     worker_restarts: int
+    connections_limit: int
+    """How many connections may be open at once, all workers together: limits.max_connections, or
+    for how many the descriptors of all workers suffice (`raise_descriptor_limit`), if less."""
     reload_successful: bool
     reloaded_at: float
 
@@ -50,7 +53,7 @@ class DaemonCollector(Collector):
 
     def describe(self) -> Iterator[Metric]:
         """Yield every family at zero: a registry filters by name only what has been described."""
-        return _families(Totals(), Standing({}, 0, reload_successful=False, reloaded_at=0))
+        return _families(Totals(), Standing({}, 0, 0, reload_successful=False, reloaded_at=0))
 
     def collect(self) -> Iterator[Metric]:
         """Yield every family with its present values."""
@@ -59,7 +62,7 @@ class DaemonCollector(Collector):
 
 def _families(totals: Totals, standing: Standing) -> Iterator[Metric]:
     yield from _daemon(standing)
-    yield from _connections(totals)
+    yield from _connections(totals, standing.connections_limit)
     yield from _traffic(totals)
     yield from _internals(totals)
 
@@ -93,13 +96,19 @@ def _daemon(standing: Standing) -> Iterator[Metric]:
     )
 
 
-def _connections(totals: Totals) -> Iterator[Metric]:
+def _connections(totals: Totals, limit: int) -> Iterator[Metric]:
     yield _counter(
         "lpechod_connections_accepted",
         "Connections accepted and served.",
         totals.connections_accepted,
     )
     yield _gauge("lpechod_connections_active", "Connections open now.", totals.connections_active)
+    yield _gauge(
+        "lpechod_connections_limit",
+        "Connections that may be open at once: limits.max_connections, or fewer for want of "
+        "descriptors.",
+        limit,
+    )
     yield _by_reason(
         "lpechod_connections_closed",
         "Connections that have ended, by reason.",

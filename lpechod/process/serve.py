@@ -43,7 +43,7 @@ def serve(path: Path) -> int:
 
 def _start(config: Config, manager: ServiceManager) -> int:
     log = _open_log(config)
-    _provide_descriptors(config.limits.max_connections, log)
+    capacity = _provide_descriptors(config.limits.max_connections, log)
     wanted = wanted_by(config)
     sockets = Sockets()
     notifier = Notifier(manager.notify_socket)
@@ -59,14 +59,14 @@ def _start(config: Config, manager: ServiceManager) -> int:
         sockets.close(METRICS)
         return 1
     sockets.assign(wanted)
-    return Supervisor(config, sockets, manager, notifier, Segment.create(), log).run()
+    return Supervisor(config, sockets, manager, notifier, Segment.create(), log, capacity).run()
 
 
 def _go_on(handover: Handover) -> int:
     """Take everything over from the program that this process was."""
     config = Config.model_validate(handover.config)
     log = _open_log(config)
-    _provide_descriptors(config.limits.max_connections, log)
+    capacity = _provide_descriptors(config.limits.max_connections, log)
     sockets = Sockets(Bound.restore(each) for each in handover.sockets)
     sockets.assign(wanted_by(config))
     segments = [Segment.adopt(fd) for fd in handover.segments]
@@ -84,6 +84,7 @@ def _go_on(handover: Handover) -> int:
         notifier,
         _current(segments),
         log,
+        capacity,
         restarts=handover.restarts,
         reloaded_at=handover.reloaded_at,
     )
@@ -111,7 +112,8 @@ def _open_log(config: Config) -> Log:
     return open_log(log.level, log.format, log.burst, log.rate, clock=clock.monotonic)
 
 
-def _provide_descriptors(connections: int, log: Log) -> None:
+def _provide_descriptors(connections: int, log: Log) -> int:
+    """Return how many connections a worker has descriptors for, at most those asked for."""
     possible = raise_descriptor_limit(connections)
     if possible < connections:
         log.warning(
@@ -120,3 +122,4 @@ def _provide_descriptors(connections: int, log: Log) -> None:
             enough_for=possible,
             hint="raise the hard limit (LimitNOFILE=, ulimit -Hn) or lower limits.max_connections",
         )
+    return possible

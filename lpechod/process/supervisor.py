@@ -58,6 +58,7 @@ class Supervisor:
         notifier: talks to it, and may have messages that wait.
         segment: the shared memory.
         log: where to write.
+        worker_capacity: how many connections the descriptor limit of a worker suffices for.
         restarts: how many workers were started in place of others before a reload.
         reloaded_at: when the configuration before that was loaded, in Unix time.
     """
@@ -70,6 +71,7 @@ class Supervisor:
         notifier: Notifier,
         segment: Segment,
         log: Log,
+        worker_capacity: int,
         restarts: int | None = None,
         reloaded_at: float | None = None,
     ) -> None:
@@ -79,6 +81,7 @@ class Supervisor:
         self._segment = segment
         self._log = log
         self._notifier = notifier
+        self._worker_capacity = worker_capacity
         loop = self._loop = Loop(open_poller("auto"), clock.monotonic)
         self._phase = _Phase.STARTING
         self._reloaded = restarts is not None
@@ -349,6 +352,10 @@ class Supervisor:
         return Standing(
             workers=self.workers.states(self._watchdog.stalled),
             worker_restarts=self.workers.restarts,
+            connections_limit=min(
+                self._config.limits.max_connections,
+                worker_count(self._config) * self._worker_capacity,
+            ),
             reload_successful=self._reload_successful,
             reloaded_at=self._reloaded_at,
         )

@@ -85,7 +85,7 @@ class Stage:
         )
         self.registry = CollectorRegistry()
         self.registry.register(
-            DaemonCollector(Totals, lambda: Standing({"ready": 1}, 0, True, 1_700_000_000.0))
+            DaemonCollector(Totals, lambda: Standing({"ready": 1}, 0, 1, True, 1_700_000_000.0))
         )
         self.serving = True
         self._log_path = directory / "log"

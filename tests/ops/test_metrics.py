@@ -49,6 +49,7 @@ FAMILIES: dict[str, tuple[str, str | None, set[str]]] = {
     "lpechod_worker_restarts_total": ("counter", None, set()),
     "lpechod_connections_accepted_total": ("counter", None, set()),
     "lpechod_connections_active": ("gauge", None, set()),
+    "lpechod_connections_limit": ("gauge", None, set()),
     "lpechod_connections_closed_total": ("counter", "reason", CLOSE_REASONS),
     "lpechod_connections_rejected_total": ("counter", "reason", REJECT_REASONS),
     "lpechod_frames_total": ("counter", None, set()),
@@ -81,10 +82,7 @@ PROCESS_FAMILIES = {
 
 HISTOGRAMS = sorted(name for name, (kind, _, _) in FAMILIES.items() if kind == "histogram")
 STANDING = Standing(
-    workers=dict.fromkeys(("starting", "ready", "draining", "stalled"), 0),
-    worker_restarts=0,
-    reload_successful=False,
-    reloaded_at=0,
+    dict.fromkeys(("starting", "ready", "draining", "stalled"), 0), 0, 0, False, reloaded_at=0
 )
 
 
@@ -199,11 +197,12 @@ def test_numbers_change_no_names(data: st.DataObject) -> None:
 
 
 def test_standing() -> None:
-    """Workers by state, restarts and the last reload are shown as they are given."""
-    standing = Standing({"ready": 3, "draining": 2}, 7, reload_successful=True, reloaded_at=1.75e9)
+    """Workers by state, restarts, the limit and the last reload are shown as they are given."""
+    standing = Standing({"ready": 3, "draining": 2}, 7, 500, True, reloaded_at=1.75e9)
     families = parsed(page(Totals(), standing))
     assert values(families["lpechod_workers"]) == {"ready": 3, "draining": 2}
     assert values(families["lpechod_worker_restarts_total"]) == {"": 7}
+    assert values(families["lpechod_connections_limit"]) == {"": 500}
     assert values(families["lpechod_config_last_reload_successful"]) == {"": 1}
     timestamp = values(families["lpechod_config_last_reload_success_timestamp_seconds"])
     assert timestamp == {"": 1.75e9}

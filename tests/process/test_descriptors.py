@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from lpechod.process.descriptors import RESERVED_DESCRIPTORS
+from tests.system.daemon import Daemon, configuration
 
 
 def run(code: str, *prefix: str) -> str:
@@ -40,6 +42,20 @@ def test_the_limit_is_raised(connections: int, limit: str, expected: tuple[int, 
     printed = run(RAISE.replace("CONNECTIONS", str(connections)), "prlimit", f"--nofile={limit}")
 
     assert printed == " ".join(map(str, expected))
+
+
+def test_the_limit_of_connections_is_the_one_that_holds(tmp_path: Path) -> None:
+    """The limit shown is what the workers' descriptors suffice for together, or what is set."""
+    each = 100
+    config = "[server]\nworkers = 2\n[limits]\nmax_connections = {}"
+    prefix = ("prlimit", f"--nofile={each + RESERVED_DESCRIPTORS}")
+    with Daemon(tmp_path, config.format(1000), prefix=prefix) as daemon, ExitStack() as clients:
+        assert daemon.metric("lpechod_connections_limit") == 2 * each
+        for _ in range(2 * each):
+            clients.enter_context(daemon.connect()).echo(b"hello")
+        assert daemon.settled("lpechod_accept_pauses_total", reason="emfile") == 0
+        daemon.reload(configuration(more=config.format(2 * each - 1)))
+        assert daemon.metric("lpechod_connections_limit") == 2 * each - 1
 
 
 OCCUPY = """

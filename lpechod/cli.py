@@ -21,6 +21,8 @@ from lpechod.ops.config import (
     json_schema,
     load_config,
 )
+from lpechod.ops.loglines import with_priority
+from lpechod.ops.logs import is_journal
 from lpechod.process.serve import serve
 
 
@@ -40,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("config", "print the effective configuration as TOML"),
     ):
         command = commands.add_parser(
-            name, help=text, description=text.capitalize() + ".", allow_abbrev=False
+            name, help=text, description=_sentence(text), allow_abbrev=False
         )
         command.add_argument(
             "--config",
@@ -50,8 +52,12 @@ def build_parser() -> argparse.ArgumentParser:
             help="configuration file (default: %(default)s)",
         )
     text = "print the JSON Schema of the configuration file, for editors"
-    commands.add_parser("schema", help=text, description=text.capitalize() + ".")
+    commands.add_parser("schema", help=text, description=_sentence(text))
     return parser
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,8 +82,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load_config(arguments.config)
         return _print("OK\n" if arguments.command == "check" else dump_config(config))
     except ConfigError as error:
+        text = str(error)
+        if is_journal(2, os.environ):
+            text = with_priority(text, "error")
         with suppress(OSError):  # Nobody reads them, or not all. The status tells enough.
-            _write(f"{error}\n", sys.stderr)
+            _write(text + "\n", sys.stderr)
         return os.EX_CONFIG
 
 

@@ -1,0 +1,208 @@
+"""lpechod.toml(5): every table and key from the models, and what a line for each can't hold."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from lpechod import __version__
+from lpechod.ops import toml
+from lpechod.ops.config import DEFAULT_PATH
+from lpechod.ops.config_types import (
+    Count,
+    Duration,
+    ListenAddress,
+    OptionalAddress,
+    Poller,
+    Rate,
+    Size,
+    Timeout,
+    Workers,
+)
+from manpages.roff import Page
+
+_KINDS: Final[tuple[tuple[Any, str], ...]] = (
+    (str, "*string*"),
+    (Poller, "*string*"),
+    (Count, "*integer*"),
+    (Workers, '*integer* | `"auto"`'),
+    (Rate, "*number*"),
+    (Duration, "*duration*"),
+    (Timeout, '*duration* | `"off"`'),
+    (Size, "*size*"),
+    (ListenAddress, "*address*"),
+    (OptionalAddress, '*address* | `"off"`'),
+)
+"""What a value is called. A sequence, since not every type can be hashed."""
+
+_BOUNDS: Final = (
+    (Ge, "ge", "at least"),
+    (Gt, "gt", "more than"),
+    (Le, "le", "at most"),
+    (Lt, "lt", "less than"),
+)
+
+_VALUES: Final = {
+    "*string*": "Text in quotes: one of the words that its key knows.",
+    "*integer*": "A whole number, without quotes.",
+    "*number*": "A number, without quotes. It may have a fraction.",
+    "*duration*": """A number and a unit in quotes, or several that are added up: `"500ms"`,
+        `"30s"`, `"5min"`, `"1h 30min"`. Units are `us`, `ms`, `s`, `min`, `h`, `d` and `w`, as in
+        systemd.time(7). Without quotes it is a number of seconds. Where `"off"` can be written, 0
+        means the same: no limit.""",
+    "*size*": """A number and a unit in quotes, or a number of bytes without: `"64KiB"`, `"1MB"`,
+        `65536`. `KiB`, `MiB`, `GiB` and `TiB` are powers of 1024; `kB`, `MB`, `GB` and `TB` are
+        powers of 1000. `K`, `M`, `G` and `T` are refused, since programs read them either way.""",
+    "*address*": """In quotes, one of `"host:port"`, `"[v6]:port"`, `":port"` for every interface,
+        and `"unix:/path"`. A host name stands for each of its addresses. `"[::]:port"` and
+        `":port"` serve IPv4 too. With port 0 the kernel chooses one, and the log says which. The
+        path of a UNIX socket is absolute; a stale file in its place is replaced, a live one is
+        not.""",
+}
+
+_DESCRIPTION: Final = (
+    f"""lpechod(8) reads `{DEFAULT_PATH}`, or the file that `--config` names. It is a TOML document
+    in UTF-8 (https://toml.io). Every key has a default, so an empty file is a valid one. `lpechod
+    config` prints the configuration with all its keys.""",
+    """A change takes effect with a reload (`systemctl reload lpechod`, or `SIGHUP` to the
+    supervisor), whichever key it is, and no connection is refused or reset for it.""",
+    """A key that does not exist is a mistake, and so is a value of another type or out of range.
+    All problems are reported at once, each with its file, line and key; `lpechod check` does so
+    without starting anything. If there are any on a reload, they are logged, and the daemon goes on
+    as before.""",
+)
+
+_PROBLEMS: Final = """
+config.toml:2: server.worker: unknown key (did you mean workers?)
+config.toml:5: limits.max_frame: "1M" is ambiguous; write 1MiB or 1MB
+"""
+"""What `lpechod check` prints for some file; a test has it printed."""
+
+_NOTES: Final = {
+    "server.poller": """`"auto"` takes the best that the system has, on Linux `epoll`. With
+        `"select"`, `limits.max_connections` is at most 960.""",
+    "server.watchdog": """At least `"1s"`. Under systemd it is never more than half of
+        `WatchdogSec=`.""",
+    "limits.max_connections": """Each takes a descriptor. The limit of open files is raised as far
+        as the hard limit allows, and the log warns if that is not far enough.""",
+    "limits.max_connections_per_ip": "In this version each worker counts for itself.",
+    "limits.low_watermark": "Less than `high_watermark`.",
+    "limits.max_buffered": """At least `2 * max_frame + high_watermark`. Past seven eighths of it,
+        those who hold most are paused, and shed if that has not helped within a second.""",
+    "timeouts.handshake": "In this version there is no such thing, and nothing to limit.",
+    "log.burst": """How many were withheld stands in the next line of the event, as
+        `suppressed`.""",
+    "metrics.address": "Nobody is asked for a password there: keep it off public networks.",
+}
+"""What an operator has to know of a key besides. What is about a value is tested with one."""
+
+EXAMPLES: Final = {
+    "For this machine only, over IPv4 and IPv6:": """
+[[listen]]
+address = "127.0.0.1:9000"
+
+[[listen]]
+address = "[::1]:9000"
+""",
+    "For the network, on all processors, with limits for strangers:": """
+[server]
+workers = "auto"
+
+[[listen]]
+address = "[::]:9000"
+
+[limits]
+max_frame = "64KiB"
+max_connections = 5000
+max_connections_per_ip = 50
+
+[timeouts]
+idle = "1min"
+lifetime = "1h"
+""",
+    """On a UNIX socket, in the directory that the unit of systemd provides; the unit's `UMask=`
+    decides who may connect:""": """
+[[listen]]
+address = "unix:/run/lpechod/echo.sock"
+""",
+}
+
+
+def page(config: type[BaseModel], date: str) -> str:
+    """Return the source of the page.
+
+    Args:
+        config: the model of the file, whose fields are tables or arrays of tables.
+        date: in ISO 8601, or empty.
+
+    Raises:
+        KeyError: a value is of a type that this module has no word for.
+    """
+    manual = Page(
+        "lpechod.toml",
+        5,
+        date=date,
+        version=f"lpechod {__version__}",
+        summary="configuration file of lpechod",
+    )
+    manual.section("DESCRIPTION")
+    for text in _DESCRIPTION:
+        manual.paragraph(text)
+    manual.example(_PROBLEMS)
+    manual.section("VALUES")
+    for tag, text in _VALUES.items():
+        manual.item(tag, text)
+    for name, field in config.model_fields.items():
+        _table(manual, name, field)
+    manual.section("EXAMPLES")
+    for text, example in EXAMPLES.items():
+        manual.paragraph(text)
+        manual.example(example)
+    manual.section("FILES")
+    manual.item(f"`{DEFAULT_PATH}`", "The file, unless `--config` names another.")
+    manual.item(
+        "`/usr/share/doc/lpechod/examples/config.example.toml`",
+        "Every key at its default, with a comment.",
+    )
+    manual.section("SEE ALSO")
+    manual.paragraph("lpechod(8), systemd.time(7), systemd.service(5)")
+    return str(manual)
+
+
+def _table(manual: Page, name: str, field: FieldInfo) -> None:
+    repeated = get_origin(field.annotation) is tuple
+    model: Any = get_args(field.annotation)[0] if repeated else field.annotation
+    manual.section(f"[[{name}]]" if repeated else f"[{name}]")
+    manual.paragraph(field.description or "")
+    types = get_type_hints(model, include_extras=True)
+    for key, default in model().model_dump(mode="json").items():
+        of = model.model_fields[key]
+        note = _NOTES.get(f"{name}.{key}", "")
+        manual.item(f"`{key}` = {_kind(types[key])}", f"{of.description} {note}")
+        manual.line(_range(of, {key: default}))
+
+
+def _kind(annotation: Any) -> str:
+    """Say in words what type a value is of."""
+    if get_origin(annotation) is Literal:
+        annotation = str
+    for known, word in _KINDS:
+        if annotation == known:
+            return word
+    raise KeyError(f"there is no word for {annotation}")
+
+
+def _range(field: FieldInfo, default: Mapping[str, object]) -> str:
+    """Say what a value is if nothing is written, and which ones may be."""
+    value = toml.dumps(default).partition(" = ")[2].strip()
+    limits = ", ".join(_bounds(field))
+    return f"Default: `{value}`" + (f" ({limits})" if limits else "")
+
+
+def _bounds(field: FieldInfo) -> Iterator[str]:
+    for kind, bound, words in _BOUNDS:
+        for each in field.metadata:
+            if isinstance(each, kind):
+                yield f"{words} {getattr(each, bound)}"

@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run test lint types unit storm format clean
+.PHONY: help run test lint types unit storm deb test-boot format clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -22,10 +22,16 @@ types: $(VENV)/dev ## Check types
 	$(BIN)/mypy
 
 unit: $(VENV)/dev ## Run the tests, with branch coverage
-	$(BIN)/python -m pytest -n auto --ignore=tests/system/test_storm.py --cov --cov-report=term
+	$(BIN)/python -m pytest -n auto --ignore=tests/system/test_storm.py --ignore=tests/boot --cov --cov-report=term
 
 storm: $(VENV)/dev ## Run the daemon through reloads, kills and stops under load
 	$(BIN)/python -m pytest tests/system/test_storm.py
+
+deb: ## Build the Debian packages into dist/ (as root)
+	packaging/build-deb
+
+test-boot: $(VENV)/dev deb ## Install the package on a Debian 13 that boots in a container (as root)
+	$(BIN)/python -m pytest tests/boot -v --timeout=600 -o faulthandler_timeout=0
 
 format: $(VENV)/dev ## Format the code
 	$(BIN)/ruff check --fix

@@ -68,8 +68,10 @@ def run(
     command: Sequence[str] = COMMAND,
     stdout: int | IO[bytes] = subprocess.PIPE,
     stderr: int | IO[bytes] = subprocess.PIPE,
+    journal: str | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
+    """Run a command to its end; ``journal`` is what systemd would say of its journal."""
+    environment = ENVIRONMENT if command is COMMAND else UNMEASURED
     return subprocess.run(
         [*command, *map(str, arguments)],
         stdin=subprocess.DEVNULL,
@@ -77,7 +79,7 @@ def run(
         stderr=stderr,
         text=True,
         timeout=PATIENCE_SECONDS,
-        env=ENVIRONMENT if command is COMMAND else UNMEASURED,
+        env=environment | ({"JOURNAL_STREAM": journal} if journal else {}),
         check=False,
     )
 
@@ -148,6 +150,20 @@ def test_faults(tmp_path: Path, command: str) -> None:
         f"{path}:11: limits.max_connections: expected at least 1, found -1",
         f"{path}:13: timeout: unknown key (did you mean timeouts?)",
     ]
+
+
+def test_faults_in_the_journal(tmp_path: Path) -> None:
+    """In the journal every fault is an error of its own."""
+    path = tmp_path / "faults.toml"
+    path.write_text(FAULTS)
+    reader, writer = os.pipe()
+    with os.fdopen(reader, encoding="utf-8") as journal:
+        pipe = os.fstat(writer)
+        run("serve", "--config", path, stderr=writer, journal=f"{pipe.st_dev}:{pipe.st_ino}")
+        os.close(writer)
+        lines = journal.read().splitlines()
+    assert len(lines) == 6
+    assert all(line.startswith(f"<3>{path}:") for line in lines)
 
 
 def _after(text: str, key: str) -> str:

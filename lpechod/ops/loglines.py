@@ -138,9 +138,16 @@ def _to_json(_logger: WrappedLogger, _level: str, event_dict: EventDict) -> str:
 
 
 def _to_bytes(journal: bool, _logger: WrappedLogger, level: str, text: EventDict | str) -> bytes:
-    line = str(text)
-    if journal:
-        # To journald each line of a traceback is a message, with a priority of its own.
-        prefix = f"<{PRIORITIES[level]}>"
-        line = prefix + line.replace("\n", "\n" + prefix)
+    line = with_priority(str(text), level) if journal else str(text)
     return line.encode(errors="backslashreplace") + b"\n"
+
+
+def with_priority(text: str, level: str) -> str:
+    """Begin every line with `<N>`: to journald each is a message of its own (sd-daemon(3)).
+
+    Args:
+        text: lines, without an end of line behind the last.
+        level: a key of `PRIORITIES`.
+    """
+    prefix = f"<{PRIORITIES[level]}>"
+    return prefix + text.replace("\n", "\n" + prefix)

@@ -192,7 +192,7 @@ def open_log(
         processors=processors(
             console=log_format == "console" or (log_format == "auto" and terminal),
             colours=terminal and not plain,
-            journal=_is_journal(descriptor, environ),
+            journal=is_journal(descriptor, environ),
             wall=wall,
         ),
         wrapper_class=structlog.make_filtering_bound_logger(0),
@@ -208,7 +208,7 @@ def open_log(
     )
 
 
-def _is_journal(descriptor: int, environ: Mapping[str, str]) -> bool:
+def is_journal(descriptor: int, environ: Mapping[str, str]) -> bool:
     """Tell whether the descriptor is the stream that systemd connected to the journal.
 
     The variable alone says nothing: children inherit it, also behind a pipe or a shell's `2>`.

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -189,6 +190,12 @@ class Guest:
         samples = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
         return {name: float(value) for name, value in samples}
 
+    def wait_until(self, series: str, value: float) -> None:
+        """Scrape until a series has a value."""
+        give_up_at = time.monotonic() + PATIENCE_SECONDS
+        while (found := self.metrics()[series]) != value:
+            assert time.monotonic() < give_up_at, f"{series} is {found}, never {value}"
+
     def kill(self, pid: int, number: signal.Signals) -> None:
         """Send a signal to a process, as the kernel does it, and not systemd."""
         print(f"# kill -{number.name} {pid}")
@@ -282,11 +289,12 @@ class Journal:
         for entry in self.entries:
             if matches(entry):
                 return entry
+        give_up_at = time.monotonic() + PATIENCE_SECONDS
         while True:
             try:
-                line = self._lines.get(timeout=PATIENCE_SECONDS)
+                line = self._lines.get(timeout=max(0, give_up_at - time.monotonic()))
             except queue.Empty:
-                raise AssertionError(f"nothing more in the journal after {self.entries}") from None
+                raise AssertionError(f"it is not in the journal: {self.entries[-20:]}") from None
             entry = _parse(line)
             self.entries.append(entry)
             if matches(entry):

@@ -19,8 +19,9 @@ def test_a_killed_worker_is_replaced(guest: Guest, journal: Journal) -> None:
     before = guest.show("lpechod", "MainPID", "NRestarts")
     (worker,) = workers(guest)
     guest.kill(worker, signal.SIGKILL)
-    journal.wait_for("worker_started")
+    journal.wait_for("worker_died", worker=worker)
     guest.echo()
+    guest.wait_until('lpechod_workers{state="ready"}', 1)
     assert guest.metrics()["lpechod_worker_restarts_total"] == 1
     assert guest.show("lpechod", "MainPID", "NRestarts") == before
 
@@ -44,10 +45,11 @@ def test_a_hanging_worker_is_killed(guest: Guest, journal: Journal) -> None:
     guest.run("systemctl", "reload", "lpechod")
     before = guest.show("lpechod", "MainPID", "NRestarts")
     hung = workers(guest)[0]
+    guest.kill(hung, signal.SIGSTOP)
     with Callers(guest):
-        guest.kill(hung, signal.SIGSTOP)
         journal.wait_for("worker_hung", worker=hung)
-        journal.wait_for("worker_started")
+        journal.wait_for("worker_died", worker=hung)
+        guest.wait_until('lpechod_workers{state="ready"}', 2)
     assert hung not in workers(guest)
     assert guest.show("lpechod", "MainPID", "NRestarts") == before
 

@@ -21,6 +21,9 @@ _LOOKS = 5
 
 _STALLED_SECONDS = 1.0
 
+_LEAST_LIMIT_SECONDS = 1.0
+"""However impatient the manager is: a worker that is only busy must not be killed."""
+
 
 class Watchdog(Timer):
     """Looks at the workers' heartbeats again and again.
@@ -47,7 +50,9 @@ class Watchdog(Timer):
     ) -> None:
         super().__init__()
         self._workers = workers
-        self._limit_s = limit_s if manager_s is None else min(limit_s, manager_s / 2)
+        if manager_s is not None:
+            limit_s = min(limit_s, max(_LEAST_LIMIT_SECONDS, manager_s / 2))
+        self._limit_s = limit_s
         self._manager_s = manager_s
         self._notifier = notifier
         self._loop = loop

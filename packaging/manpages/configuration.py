@@ -83,8 +83,8 @@ config.toml:5: limits.max_frame: "1M" is ambiguous; write 1MiB or 1MB
 _NOTES: Final = {
     "server.poller": """`"auto"` takes the best that the system has, on Linux `epoll`. With
         `"select"`, `limits.max_connections` is at most 960.""",
-    "server.watchdog": """At least `"1s"`. Under systemd it is never more than half of
-        `WatchdogSec=`.""",
+    "server.watchdog": """At least `"1s"`. Under systemd it is not more than half of
+        `WatchdogSec=`, unless that is less than two seconds.""",
     "limits.max_connections": """Each takes a descriptor. The limit of open files is raised as far
         as the hard limit allows, and the log warns if that is not far enough.""",
     "limits.max_connections_per_ip": "In this version each worker counts for itself.",

@@ -169,6 +169,10 @@ class Loop:
         self._poller.register(fd, mask)
         self._sources[fd] = source
 
+    def hand_over(self, fd: int, source: Source) -> None:
+        """Have another source told of a descriptor's readiness from now on."""
+        self._sources[fd] = source
+
     def modify(self, fd: int, mask: int) -> None:
         """Change what a descriptor is watched for."""
         self._poller.modify(fd, mask)

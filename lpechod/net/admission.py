@@ -1,20 +1,28 @@
-"""Who may connect: how many in all, and how many from one address."""
+"""How many may connect: in all, and from one address at a time and per second."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from lpechod.net.prefixes import ClientPrefixes
+from lpechod.net.ratelimit import RateLimit
 
 _MAPPED = "::ffff:"
 
 
 @dataclass(frozen=True, slots=True)
 class AdmissionLimits:
-    """The limits; 0 connections for each address means any number.
+    """The limits; 0 connections for each address, or per second, means any number.
 
-    ``max_connections`` is for all workers together, ``max_connections_per_ip`` for each of them.
+    ``max_connections`` is for all workers together, the limits of an address are for each of them.
+    An address is a prefix of so many bits. ``connection_rate`` is per second.
     """
 
     max_connections: int = 10_000
     max_connections_per_ip: int = 0
+    ipv4_prefix_bits: int = 32
+    ipv6_prefix_bits: int = 64
+    connection_rate: float = 0.0
+    connection_burst: int = 50
 
 
 class Admission:
@@ -29,43 +37,69 @@ class Admission:
         active: how many are in.
     """
 
-    __slots__ = ("_by_host", "_limits", "active", "others")
+    __slots__ = ("_by_prefix", "_limits", "_prefixes", "_rate", "active", "others")
 
     def __init__(self, limits: AdmissionLimits, others: Callable[[], int] = lambda: 0) -> None:
         self._limits = limits
-        self._by_host: dict[str, int] = {}
+        self._prefixes = ClientPrefixes(limits.ipv4_prefix_bits, limits.ipv6_prefix_bits)
+        self._by_prefix: dict[bytes, int] = {}
+        self._rate: RateLimit | None = None
+        if limits.connection_rate:
+            self._rate = RateLimit(limits.connection_rate, limits.connection_burst)
         self.active = 0
         self.others = others
 
-    def admit(self, host: str | None) -> str | None:
+    def admit(self, host: str | None, now: float = 0.0) -> str | None:
         """Count a connection in, unless a limit is reached.
 
         Args:
             host: address of the client as `host_of` gives it; None has no limit of its own.
+            now: the time in seconds, for the limit per second.
 
         Returns:
             None, or the limit that is reached (one of `lpechod.net.counts.REJECT_REASONS`).
         """
+        refusal = self.enter()
+        if refusal is None and (refusal := self.identify(host, now)) is not None:
+            self.active -= 1
+        return refusal
+
+    def enter(self) -> str | None:
+        """Count a connection in whose client is not known yet; see `admit`."""
         if self.active + self.others() >= self._limits.max_connections:
             return "max_connections"
-        per_ip = self._limits.max_connections_per_ip
-        if per_ip and host is not None:
-            count = self._by_host.get(host, 0)
-            if count >= per_ip:
-                return "max_connections_per_ip"
-            self._by_host[host] = count + 1
         self.active += 1
         return None
 
+    def identify(self, host: str | None, now: float = 0.0) -> str | None:
+        """Count a client that is in by now among those of its address; see `admit`."""
+        per_ip = self._limits.max_connections_per_ip
+        if host is None or not (per_ip or self._rate):
+            return None
+        prefix = self._prefixes.of(host)
+        count = self._by_prefix.get(prefix, 0)
+        if per_ip and count >= per_ip:
+            return "max_connections_per_ip"
+        if self._rate is not None and not self._rate.admits(prefix, now):
+            return "connection_rate"
+        if per_ip:
+            self._by_prefix[prefix] = count + 1
+        return None
+
     def leave(self, host: str | None) -> None:
-        """Count out a connection that was admitted."""
+        """Count out a connection.
+
+        Args:
+            host: with which it was admitted or identified; None if it has not been.
+        """
         self.active -= 1
         if self._limits.max_connections_per_ip and host is not None:
-            count = self._by_host[host] - 1
+            prefix = self._prefixes.of(host)
+            count = self._by_prefix[prefix] - 1
             if count:
-                self._by_host[host] = count
+                self._by_prefix[prefix] = count
             else:
-                del self._by_host[host]
+                del self._by_prefix[prefix]
 
 
 def host_of(peer: object) -> str | None:

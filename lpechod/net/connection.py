@@ -6,6 +6,7 @@ is the only place that closes. Invariants:
 - reading is watched for only while the protocol wants to read, writing only after the kernel has
   refused bytes: nothing that we do not act on may keep waking the loop;
 - an error or a hang-up, which no poller can mask, always leads to a close;
+- what precedes the first frame has the descriptor to itself until it is complete;
 - a closed connection ignores whatever the rest of the turn brings it, and its descriptor is closed
   when the turn ends.
 """
@@ -14,8 +15,9 @@ from typing import Protocol
 
 from lpechod.engine.buffers import BufferPool
 from lpechod.engine.loop import Loop
-from lpechod.engine.poller import ERROR, HANGUP, READABLE, WRITABLE
+from lpechod.engine.poller import ERROR, HANGUP, PEER_CLOSED, READABLE, WRITABLE
 from lpechod.engine.wheel import Timer
+from lpechod.net.handshake import Handshake, HandshakeError
 from lpechod.net.transport import PeerGoneError, Transport
 from lpechod.wire.echo import EchoProtocol
 from lpechod.wire.settings import EchoSettings
@@ -33,6 +35,12 @@ that even the largest is read to its end if it is there."""
 
 class Host(Protocol):
     """Whoever keeps the connections."""
+
+    def on_established(self, connection: "Connection") -> bool:
+        """Tell whether a connection may stay, now that it is known whose it is."""
+
+    def on_handshake_failed(self, connection: "Connection", error: HandshakeError) -> None:
+        """Report what is wrong with what should have preceded the first frame."""
 
     def on_closed(self, connection: "Connection") -> None:
         """Forget a connection: its descriptor is closed."""
@@ -54,19 +62,27 @@ class Connection(Timer):
         peer: address of the client, as accept(2) gave it.
         listener: name of the listener it came in by.
         host: is told of its end.
+        handshake: what precedes the first frame, if anything does.
+
+    Attributes:
+        account: the host whose limits it counts against; for whoever keeps the connections.
+        proxy: the address that the connection came from, if `peer` is whom a proxy speaks for.
     """
 
     __slots__ = (
         "_fin_sent",
+        "_handshake",
         "_host",
         "_interest",
         "_loop",
         "_transport",
+        "account",
         "listener",
         "number",
         "opened_at",
         "peer",
         "protocol",
+        "proxy",
     )
 
     def __init__(
@@ -80,8 +96,10 @@ class Connection(Timer):
         peer: object,
         listener: str,
         host: Host,
+        handshake: Handshake | None = None,
     ) -> None:
         super().__init__()
+        self._handshake = handshake
         self._transport = transport
         self._loop = loop
         self._host = host
@@ -89,10 +107,16 @@ class Connection(Timer):
         self._fin_sent = False
         self.number = number
         self.peer = peer
+        self.proxy: object | None = None
+        self.account: str | None = None
         self.listener = listener
         self.opened_at = loop.now
-        self.protocol = EchoProtocol(settings, buffers, tally, self, loop.now)
+        self.protocol = EchoProtocol(
+            settings, buffers, tally, self, loop.now, handshake=handshake is not None
+        )
         self._register()
+        if handshake is not None:
+            loop.hand_over(transport.fd, _Greeter(self))
         loop.hasten(self, self.protocol.next_deadline())
 
     def on_ready(self, mask: int, now: float) -> None:
@@ -130,6 +154,40 @@ class Connection(Timer):
         elif mask & (ERROR | HANGUP) and not wanted & READABLE:
             raise PeerGoneError("hung up while nothing was to be read")
 
+    def shake_hands(self, now: float) -> None:
+        """Go on with what precedes the first frame."""
+        handshake = self._handshake
+        if handshake is None:
+            return  # It has ended, earlier in this turn.
+        protocol = self.protocol
+        try:
+            interest = handshake.advance()
+        except HandshakeError as error:
+            self._host.on_handshake_failed(self, error)
+            protocol.refuse(error.reason)
+        except EOFError:
+            protocol.receive_eof(now)
+        except PeerGoneError:
+            protocol.receive_reset()
+        else:
+            if interest:
+                self._set_interest(interest)
+                return
+            self._establish(handshake, now)
+        self._settle(now)
+        if protocol.state is State.OPEN:
+            # What follows may be there: an edge-triggered poller will not tell of it again.
+            self.on_ready(READABLE | PEER_CLOSED, now)
+
+    def _establish(self, handshake: Handshake, now: float) -> None:
+        if handshake.peer is not None:
+            self.peer, self.proxy = handshake.peer, self.peer
+        if self._host.on_established(self):
+            self.protocol.established(now)
+            self._loop.schedule(self, self.protocol.next_deadline())
+        else:
+            self.protocol.refuse(CloseReason.REJECTED)
+
     def on_deadline(self, now: float) -> None:
         """Act on a deadline, unless it has moved or the peer has kept it after all."""
         protocol = self.protocol
@@ -138,7 +196,7 @@ class Connection(Timer):
             # process may have been stopped for a minute (SIGSTOP, a suspended machine).
             for _ in range(_LAST_READS):
                 received = protocol.received_bytes
-                self.on_ready(self._interest, now)
+                self._catch_up(now)
                 if protocol.received_bytes == received or now < protocol.next_deadline():
                     break
             if protocol.state is not State.CLOSED and now >= protocol.next_deadline():
@@ -160,7 +218,7 @@ class Connection(Timer):
             now: the time.
         """
         # Frames that already wait in the kernel were sent before anybody knew of the drain.
-        self.on_ready(self._interest, now)
+        self._catch_up(now)
         if self.protocol.state is not State.CLOSED:
             self.protocol.drain(until)
             self._settle(now)
@@ -191,6 +249,13 @@ class Connection(Timer):
         self._transport.close()
         self._host.on_closed(self)
 
+    def _catch_up(self, now: float) -> None:
+        """Take what already waits in the kernel."""
+        if self._handshake is None:
+            self.on_ready(self._interest, now)
+        else:
+            self.shake_hands(now)
+
     def _register(self) -> None:
         self._loop.register(self._transport.fd, self, READABLE)
 
@@ -211,6 +276,11 @@ class Connection(Timer):
     def _settle(self, now: float) -> None:
         """Bring descriptor, interest and timer in step with a protocol that has changed."""
         protocol = self.protocol
+        if self._handshake is not None:
+            if protocol.state is State.HANDSHAKE:
+                return
+            self._handshake = None
+            self._loop.hand_over(self._transport.fd, self)
         if protocol.wants_write and not self._interest & WRITABLE:
             try:
                 self._flush(now)  # Mostly the kernel takes it, and nobody has to wait for it.
@@ -225,13 +295,15 @@ class Connection(Timer):
             self._transport.end()
         if protocol.has_backlog:
             self._loop.again(self, _BACKLOG)
-        interest = (READABLE if protocol.wants_read else 0) | (
-            WRITABLE if protocol.wants_write else 0
+        self._set_interest(
+            (READABLE if protocol.wants_read else 0) | (WRITABLE if protocol.wants_write else 0)
         )
+        self._loop.hasten(self, protocol.next_deadline())
+
+    def _set_interest(self, interest: int) -> None:
         if interest != self._interest:
             self._watch(interest)
             self._interest = interest
-        self._loop.hasten(self, protocol.next_deadline())
 
     def _abort(self, reason: CloseReason, now: float) -> None:
         if self.protocol.state is not State.CLOSED:
@@ -243,3 +315,18 @@ class Connection(Timer):
         self._interest = 0
         self._loop.cancel(self)
         self._loop.defer_close(self)
+
+
+class _Greeter:
+    """A connection in the loop until what precedes the first frame is complete."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def on_ready(self, _mask: int, now: float) -> None:
+        self._connection.shake_hands(now)
+
+    def on_failure(self, error: Exception, now: float) -> None:
+        self._connection.on_failure(error, now)

@@ -9,9 +9,18 @@ from dataclasses import dataclass, field
 from lpechod.wire.states import CloseReason
 from lpechod.wire.tally import Histogram
 
-REJECT_REASONS = ("max_connections", "max_connections_per_ip", "aborted", "other")
-"""Why a connection was not served: a limit, ``aborted`` (the peer was gone before we could take it)
-or ``other`` (the kernel could not watch it; the log says why)."""
+REJECT_REASONS = (
+    "max_connections",
+    "max_connections_per_ip",
+    "connection_rate",
+    "denied",
+    "untrusted_proxy",
+    "aborted",
+    "other",
+)
+"""Why a connection was not served: a limit; ``denied`` by an access list, or ``untrusted_proxy``, a
+listener for proxies that does not know this one; ``aborted`` (the peer was gone before we could
+take it) or ``other`` (the kernel could not watch it; the log says why)."""
 
 PAUSE_REASONS = ("emfile", "enfile", "enobufs", "enomem", "other", "balance")
 """Why accepting was suspended: the errno of accept(2), in lower case, or ``balance``: this worker

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lpechod.net.address import Address, TcpAddress, UnixAddress
+from lpechod.net.entrance import OPEN_TO_ALL, Entrance
 
 _WILDCARD_V6 = "::"
 _WILDCARD_V4 = "0.0.0.0"  # noqa: S104 - compared with, not bound to.
@@ -56,9 +57,12 @@ class Listener:
     Args:
         listening: the socket; made non-blocking here and owned from now on.
         path: its file, if it is a UNIX socket that we have made.
+
+    Attributes:
+        entrance: what it demands of clients.
     """
 
-    __slots__ = ("_inode", "_path", "name", "socket")
+    __slots__ = ("_inode", "_path", "entrance", "name", "socket")
 
     def __init__(self, listening: socket.socket, path: str | None = None) -> None:
         listening.setblocking(False)
@@ -66,6 +70,7 @@ class Listener:
             # Connections inherit it: one system call less for each of them (tcp(7)).
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket = listening
+        self.entrance: Entrance = OPEN_TO_ALL
         self.name = _name(listening)
         self._path = path
         self._inode = _inode(path) if path is not None else None

@@ -2,7 +2,7 @@
 
 import math
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from lpechod.engine.buffers import BufferPool
@@ -13,7 +13,10 @@ from lpechod.net.budget import MemoryBudget
 from lpechod.net.connection import Connection
 from lpechod.net.counts import ConnectionCounts
 from lpechod.net.edge import EdgeConnection
+from lpechod.net.entrance import OPEN_TO_ALL, Entrance
 from lpechod.net.eventlog import EventLog
+from lpechod.net.handshake import HandshakeError
+from lpechod.net.proxied import ProxyHandshake
 from lpechod.net.transport import PlainTransport
 from lpechod.wire.settings import EchoSettings
 from lpechod.wire.states import CloseReason, State
@@ -53,11 +56,13 @@ class EchoService:
         tally: where they count bytes and frames.
         log: gets a line for each connection that ends.
         others: returns how many connections other workers hold under the same limit.
+        entrances: what listeners demand of clients, by name; nothing of those that are not there.
     """
 
     __slots__ = (
         "_admission",
         "_drain",
+        "_entrances",
         "_kind",
         "_log",
         "_loop",
@@ -79,7 +84,9 @@ class EchoService:
         tally: Tally,
         log: EventLog,
         others: Callable[[], int] = lambda: 0,
+        entrances: Mapping[str, Entrance] | None = None,
     ) -> None:
+        self._entrances = entrances or {}
         self._settings = settings
         self._loop = loop
         self._log = log
@@ -117,10 +124,15 @@ class EchoService:
             listener: name of the listener.
         """
         host = host_of(peer)
-        refusal = self._admission.admit(host)
+        entrance = self._entrances.get(listener, OPEN_TO_ALL)
+        refusal = self._screen(entrance, host)
         if refusal is not None:
-            self._reject(client, peer, listener, refusal)
+            client.close()
+            self._note_rejection(peer, listener, refusal)
             return
+        handshake = None
+        if entrance.proxies is not None:
+            handshake, host = ProxyHandshake(client), None
         try:
             connection = self._kind(
                 PlainTransport(client),
@@ -132,12 +144,15 @@ class EchoService:
                 peer,
                 listener,
                 self,
+                handshake,
             )
         except (OSError, ValueError) as error:
             # The poller is full: epoll_ctl(2) ENOSPC or ENOMEM, a descriptor past FD_SETSIZE.
             self._admission.leave(host)
-            self._reject(client, peer, listener, "other", error=str(error))
+            client.close()
+            self._note_rejection(peer, listener, "other", error=str(error))
             return
+        connection.account = host
         self._numbers += 1
         self.counts.accepted += 1
         self.connections.add(connection)
@@ -145,10 +160,42 @@ class EchoService:
         if self.draining:
             self._drain.hurry(connection)
 
-    def _reject(
-        self, client: socket.socket, peer: object, listener: str, reason: str, **why: str
-    ) -> None:
-        client.close()
+    def _screen(self, entrance: Entrance, host: str | None) -> str | None:
+        """Count in whoever has connected, or say why not; of a proxy, the client is yet to come."""
+        if entrance.proxies is not None:
+            return self._admission.enter() if entrance.proxies.permits(host) else "untrusted_proxy"
+        if not entrance.access.permits(host):
+            return "denied"
+        return self._admission.admit(host, self._loop.now)
+
+    def on_established(self, connection: Connection) -> bool:
+        """Admit the client that a proxy speaks for, or not."""
+        if connection.proxy is None:
+            return True  # The proxy speaks for itself, mostly to check our health.
+        host = host_of(connection.peer)
+        entrance = self._entrances[connection.listener]
+        refusal: str | None = "denied"
+        if entrance.access.permits(host):
+            refusal = self._admission.identify(host, self._loop.now)
+        if refusal is None:
+            connection.account = host
+            return True
+        self._note_rejection(connection.peer, connection.listener, refusal)
+        return False
+
+    def on_handshake_failed(self, connection: Connection, error: HandshakeError) -> None:
+        """Log what is wrong with a PROXY header."""
+        if self._log.permits("handshake_failed"):
+            self._log.warning(
+                "handshake_failed",
+                connection=connection.number,
+                peer=format_peer(connection.peer),
+                listener=connection.listener,
+                reason=error.reason.value,
+                problem=str(error),
+            )
+
+    def _note_rejection(self, peer: object, listener: str, reason: str, **why: str) -> None:
         self.counts.rejected[reason] += 1
         if self._log.permits("connection_rejected"):
             self._log.warning(
@@ -176,7 +223,7 @@ class EchoService:
     def on_closed(self, connection: Connection) -> None:
         """Count a connection that has ended, and log its one line."""
         self.connections.discard(connection)
-        self._admission.leave(host_of(connection.peer))
+        self._admission.leave(connection.account)
         protocol = connection.protocol
         reason = protocol.close_reason or CloseReason.INTERNAL_ERROR
         duration = self._loop.now - connection.opened_at
@@ -189,6 +236,7 @@ class EchoService:
                 connection=connection.number,
                 peer=format_peer(connection.peer),
                 listener=connection.listener,
+                **({} if connection.proxy is None else {"proxy": format_peer(connection.proxy)}),
                 reason=reason.value,
                 duration_s=round(duration, 6),
                 frames=protocol.frames,

@@ -99,7 +99,7 @@ class PlainTransport:
         except BlockingIOError:
             return BLOCKED
         except OSError as error:
-            raise _translated(error) from error
+            raise translated(error) from error
 
     def send(self, data: memoryview) -> int:
         """Send; see `Transport.send`."""
@@ -108,7 +108,7 @@ class PlainTransport:
         except BlockingIOError:
             return 0
         except OSError as error:
-            raise _translated(error) from error
+            raise translated(error) from error
 
     def send_many(self, views: Sequence[memoryview]) -> int:
         """Send several buffers; see `Transport.send_many`."""
@@ -117,7 +117,7 @@ class PlainTransport:
         except BlockingIOError:
             return 0
         except OSError as error:
-            raise _translated(error) from error
+            raise translated(error) from error
 
     def end(self) -> None:
         """Send a FIN; on a connection that is already gone there is nothing to end."""
@@ -132,5 +132,6 @@ class PlainTransport:
         self._socket.close()
 
 
-def _translated(error: OSError) -> Exception:
+def translated(error: OSError) -> Exception:
+    """Turn an error into `PeerGoneError` if that is what it means."""
     return PeerGoneError(error.strerror) if error.errno in PEER_GONE else error

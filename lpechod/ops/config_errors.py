@@ -18,6 +18,7 @@ from lpechod.ops.toml import KeyPath, format_path, nearest_line, shown
 
 # By pydantic's error type; the placeholders are those of its context.
 _EXPECTED: Final = {
+    "bool_type": "true or false",
     "finite_number": "a finite number",
     "float_type": "a number",
     "greater_than": "more than {gt}",
@@ -154,6 +155,8 @@ def _message(detail: ErrorDetails, tables: Mapping[str, list[str]]) -> str:
             return str(context["conflict"].message)
         case "literal_error":
             return _choose(re.findall("'([^']*)'", context["expected"]), detail["input"])
+        case "tuple_type" if len(detail["loc"]) > 1:
+            return f"expected an array, found {shown(detail['input'])}"
         case kind:
             # Bounds of floats are floats, and nobody writes 1000000.0.
             plain = {name: f"{v:.0f}" if isinstance(v, float) else v for name, v in context.items()}

@@ -10,15 +10,18 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from lpechod.net.address import TcpAddress
+from lpechod.net.networks import AccessList
 from lpechod.ops.config_errors import Conflict, refuse
 from lpechod.ops.config_types import (
     Count,
     Duration,
     ListenAddress,
+    Network,
     OptionalAddress,
     Poller,
     Rate,
     Size,
+    Switch,
     Timeout,
     Workers,
 )
@@ -93,6 +96,45 @@ class ListenConfig(Table):
         le=65535,
         description="Connections the kernel queues for us, at most net.core.somaxconn.",
     )
+    proxy_protocol: Switch = Field(
+        default=False,
+        description="Whether proxies connect, and send a PROXY header, v1 or v2, for each client.",
+    )
+    trusted_proxies: tuple[Network, ...] = Field(
+        default=(),
+        description="Networks of these proxies; nobody else may connect then.",
+    )
+    allow: tuple[Network, ...] = Field(
+        default=(),
+        description="Networks of the clients that may connect; if empty, all may.",
+    )
+    deny: tuple[Network, ...] = Field(
+        default=(),
+        description="Networks of clients that may not; of all that hold one, the longest decides.",
+    )
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _knows_its_proxies(
+        cls, proxies: tuple[Network, ...], info: ValidationInfo
+    ) -> tuple[Network, ...]:
+        expected = info.data.get("proxy_protocol")
+        if proxies and expected is False:
+            raise ValueError("no proxy is expected here; add proxy_protocol = true")
+        if expected and not proxies and isinstance(info.data.get("address"), TcpAddress):
+            raise ValueError(
+                "with proxy_protocol, name the networks of your proxies: anybody else who connects "
+                "could pretend to be any client"
+            )
+        return proxies
+
+    @field_validator("deny")
+    @classmethod
+    def _does_not_contradict(
+        cls, deny: tuple[Network, ...], info: ValidationInfo
+    ) -> tuple[Network, ...]:
+        AccessList(info.data.get("allow", ()), deny)
+        return deny
 
 
 class LimitsConfig(Table):
@@ -115,6 +157,30 @@ class LimitsConfig(Table):
         ge=0,
         le=_MAX_COUNT,
         description="Connections at a time from one client address; 0 is no limit.",
+    )
+    connection_rate: Rate = Field(
+        default=0.0,
+        ge=0,
+        le=1_000_000,
+        description="New connections per second from one client address; 0 is no limit.",
+    )
+    connection_burst: Count = Field(
+        default=50,
+        ge=1,
+        le=_MAX_COUNT,
+        description="New connections from one address that may come at once, above that rate.",
+    )
+    ipv4_prefix: Count = Field(
+        default=32,
+        ge=1,
+        le=32,
+        description="Bits by which IPv4 clients are told apart for these three limits.",
+    )
+    ipv6_prefix: Count = Field(
+        default=64,
+        ge=1,
+        le=128,
+        description="Bits by which IPv6 clients are told apart: a host has a /64, or more.",
     )
     high_watermark: Size = Field(
         default=256 << 10,

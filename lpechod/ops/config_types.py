@@ -11,6 +11,7 @@ which of them count.
 import math
 import select
 import sys
+from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import (
@@ -24,6 +25,8 @@ from pydantic import (
 )
 
 from lpechod.net.address import Address, TcpAddress, UnixAddress, parse_address
+from lpechod.net.networks import Network as AnyNetwork
+from lpechod.net.networks import parse_network
 from lpechod.ops.toml import shown
 from lpechod.ops.units import format_duration, format_size, parse_duration, parse_size
 
@@ -100,6 +103,15 @@ def _write_optional_address(address: Address | None) -> str:
     return "off" if address is None else str(address)
 
 
+def _read_network(value: object) -> AnyNetwork:
+    match value:
+        case IPv4Network() | IPv6Network():
+            return value
+        case str():
+            return parse_network(value)
+    raise ValueError(f'expected a network such as "192.0.2.0/24", found {shown(value)}')
+
+
 def _schema(*types: str, **rest: object) -> WithJsonSchema:
     """Describe a type to editors by what JSON can say: it knows no durations and no sizes."""
     return WithJsonSchema({"type": types[0] if len(types) == 1 else list(types), **rest})
@@ -131,6 +143,9 @@ Size: TypeAlias = Annotated[
 
 Count: TypeAlias = Annotated[int, Strict()]
 """A whole number, never text and never a boolean."""
+
+Switch: TypeAlias = Annotated[bool, Strict()]
+"""True or false, and nothing that only looks like it."""
 
 Rate: TypeAlias = Annotated[
     float,
@@ -169,3 +184,11 @@ OptionalAddress: TypeAlias = Annotated[
     _schema("string", examples=["[::1]:10862", ":10862", "off"]),
 ]
 """Where to accept connections, None when off."""
+
+Network: TypeAlias = Annotated[
+    AnyNetwork,
+    PlainValidator(_read_network),
+    PlainSerializer(str),
+    _schema("string", examples=["192.0.2.0/24", "2001:db8::/32", "192.0.2.1"]),
+]
+"""A set of addresses with a prefix in common."""

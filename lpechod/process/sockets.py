@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lpechod.net.address import Address
+from lpechod.net.entrance import EVERYBODY, OPEN_TO_ALL, Entrance
 from lpechod.net.eventlog import EventLog
 from lpechod.net.listener import (
     Listener,
@@ -23,7 +24,8 @@ from lpechod.net.listener import (
     open_listeners,
     serves,
 )
-from lpechod.ops.config import Config
+from lpechod.net.networks import AccessList
+from lpechod.ops.config import Config, ListenConfig
 from lpechod.ops.exporter import MAX_CLIENTS
 from lpechod.process.systemd import Inherited, Notifier, descriptor_name
 
@@ -84,14 +86,25 @@ class Wanted:
     address: Address
     backlog: int
     purpose: str
+    entrance: Entrance = OPEN_TO_ALL
 
 
 def wanted_by(config: Config) -> list[Wanted]:
     """List every address of a configuration."""
-    wanted = [Wanted(table.address, table.backlog, ECHO) for table in config.listen]
+    wanted = [
+        Wanted(table.address, table.backlog, ECHO, _entrance(table)) for table in config.listen
+    ]
     if config.metrics.address is not None:
         wanted.append(Wanted(config.metrics.address, MAX_CLIENTS, METRICS))
     return wanted
+
+
+def _entrance(table: ListenConfig) -> Entrance:
+    listed = bool(table.allow or table.deny)
+    return Entrance(
+        access=AccessList(table.allow, table.deny) if listed else EVERYBODY,
+        proxies=AccessList(table.trusted_proxies, ()) if table.proxy_protocol else None,
+    )
 
 
 def missing(wanted: Iterable[Wanted], held: Iterable[str]) -> list[Wanted]:
@@ -231,6 +244,8 @@ class Sockets:
             self.bound.remove(bound)
             kept.append(bound)
             bound.purpose = want.purpose
+            for listener in bound.listeners:
+                listener.entrance = want.entrance
             if not bound.foreign:
                 for listener in bound.listeners:
                     listener.socket.listen(want.backlog)  # Once more only changes the backlog.

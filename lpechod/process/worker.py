@@ -64,7 +64,12 @@ class Worker(Timer):
         self._loop = Loop(open_poller(config.server.poller), clock.monotonic, self._watch)
         self._siblings = Siblings(segment, slot)
         self._service = EchoService(
-            service_settings(config), self._loop, tally, log, self._siblings.connections
+            service_settings(config),
+            self._loop,
+            tally,
+            log,
+            self._siblings.connections,
+            {listener.name: listener.entrance for listener in listeners},
         )
         self._service.on_departure = self._connection_ended
         self._service.on_count = self._count
@@ -226,11 +231,16 @@ def service_settings(config: Config) -> ServiceSettings:
             frame_s=timeouts.frame,
             min_rate_bytes_per_s=timeouts.min_rate,
             write_s=timeouts.write,
+            handshake_s=timeouts.handshake,
             lifetime_s=timeouts.lifetime,
         ),
         admission=AdmissionLimits(
             max_connections=limits.max_connections,
             max_connections_per_ip=limits.max_connections_per_ip,
+            ipv4_prefix_bits=limits.ipv4_prefix,
+            ipv6_prefix_bits=limits.ipv6_prefix,
+            connection_rate=limits.connection_rate,
+            connection_burst=limits.connection_burst,
         ),
         max_buffered_bytes=limits.max_buffered,
     )

@@ -50,25 +50,25 @@ class EchoProtocol:
         tally: where to count.
         owner: on whose account to acquire memory.
         now: time in seconds, like every ``now`` below; it never goes back.
+        handshake: whether something precedes the first frame, up to `established` or `refuse`.
     """
 
     __slots__ = (
         "_active_at", "_boundary_reason", "_buffers", "_drain_until", "_expires_at",
-        "_linger_until", "_owner", "_partial", "_paused", "_paused_at", "_pending",
-        "_progress_at", "_settings", "_steady", "_tally", "changed", "close_reason",
-        "echoed_bytes", "frames", "receive_into", "received_bytes", "state", "unsent_bytes",
+        "_linger_until", "_owner", "_partial", "_paused", "_paused_at", "_pending", "_progress_at",
+        "_settings", "_steady", "_tally", "changed", "close_reason", "echoed_bytes", "frames",
+        "receive_into", "received_bytes", "state", "unsent_bytes",
     )  # fmt: skip
 
     def __init__(
-        self, settings: EchoSettings, buffers: Buffers, tally: Tally, owner: Hashable, now: float
-    ) -> None:
-        self.state = State.OPEN
+        self, settings: EchoSettings, buffers: Buffers, tally: Tally, owner: Hashable, now: float,
+        *, handshake: bool = False,
+    ) -> None:  # fmt: skip
+        self.state = State.HANDSHAKE if handshake else State.OPEN
         self.close_reason: CloseReason | None = None
         self.changed = False
         self.frames = 0
-        self.received_bytes = 0
-        self.echoed_bytes = 0
-        self.unsent_bytes = 0
+        self.received_bytes = self.echoed_bytes = self.unsent_bytes = 0
         self.receive_into = buffers.shared
         self._settings = settings
         self._buffers = buffers
@@ -82,6 +82,16 @@ class EchoProtocol:
         self._expires_at = now + settings.lifetime_s
         self._drain_until = math.inf
         self._active_at = self._paused_at = self._linger_until = self._progress_at = now
+
+    def established(self, now: float) -> None:
+        """Take note that what precedes the first frame is complete."""
+        self._move(Event.ESTABLISHED)
+        self._steady = True
+        self._active_at = now
+
+    def refuse(self, reason: CloseReason) -> None:
+        """End it in good order: the peer broke a rule outside of this protocol."""
+        self._move(Event.REFUSE, reason)
 
     # Receiving.
 
@@ -179,9 +189,8 @@ class EchoProtocol:
     @property
     def has_backlog(self) -> bool:
         """Whether received bytes wait for `resume`; no descriptor will tell."""
-        partial = self._partial
-        may_scan = self.state in _READING and not self._paused
-        return may_scan and partial is not None and partial.scannable
+        partial = self._partial if self.state in _READING and not self._paused else None
+        return partial is not None and partial.scannable
 
     def next_deadline(self) -> float:
         """Return when `handle_deadline` has something to do unless more happens; inf is never."""
@@ -191,6 +200,8 @@ class EchoProtocol:
         if self.state is State.LINGERING:
             return min(self._linger_until, self._drain_until)
         deadline = min(self._drain_until, self._expires_at)
+        if self.state is State.HANDSHAKE:
+            return min(deadline, self._active_at + settings.handshake_s)
         if self._pending is not None:
             deadline = min(deadline, self._progress_at + settings.write_s)
         if self.wants_read:
@@ -214,15 +225,16 @@ class EchoProtocol:
             self.abort(CloseReason.DRAIN_TIMEOUT)
         elif self.state is State.LINGERING:
             self._move(Event.LINGERED)
+        elif self.state is State.HANDSHAKE:
+            self.refuse(CloseReason.HANDSHAKE_TIMEOUT)
         elif self._pending is not None and now >= self._progress_at + settings.write_s:
             self._linger_until = now + settings.linger_s
             self._move(Event.STALLED, CloseReason.WRITE_TIMEOUT)
-        elif self.wants_read:
-            if self._partial is not None:
-                if now >= self._partial.deadline(settings):
-                    self._move(Event.REFUSE, CloseReason.FRAME_TIMEOUT)
-            elif self._pending is None and now >= self._active_at + settings.idle_s:
-                self._move(Event.REFUSE, CloseReason.IDLE_TIMEOUT)
+        elif self.wants_read and self._partial is not None:
+            if now >= self._partial.deadline(settings):
+                self.refuse(CloseReason.FRAME_TIMEOUT)
+        elif self.wants_read and self._pending is None and now >= self._active_at + settings.idle_s:
+            self.refuse(CloseReason.IDLE_TIMEOUT)
 
     def drain(self, until: float) -> None:
         """End at the next frame boundary with nothing pending, or at time ``until`` regardless."""
@@ -368,7 +380,7 @@ class EchoProtocol:
     # Ending.
 
     def _await_boundary(self, reason: CloseReason) -> None:
-        if self.state is State.OPEN:
+        if self.state in (State.OPEN, State.HANDSHAKE):
             self._boundary_reason = reason
         self._move(Event.DRAIN)
 
@@ -384,5 +396,5 @@ class EchoProtocol:
         if self._pending is not None and self.state in _OVER:
             self._pending.discard()
             self._pending = None
-        self._steady = False  # No event leads back to OPEN.
+        self._steady = False  # No event leads back to OPEN; for the one to it, see `established`.
         self.changed = True

@@ -15,5 +15,6 @@ class EchoSettings:
     frame_s: float = 30.0
     min_rate_bytes_per_s: int = 1024
     write_s: float = 30.0
+    handshake_s: float = 10.0
     lifetime_s: float = inf
     linger_s: float = 2.0

@@ -4,6 +4,7 @@ Two house rules. Everything that decides a state change is in this file. This fi
 bytes nor time: flow control is not a state (`EchoProtocol.wants_read` is a predicate), and a
 deadline reaches it as the event it causes.
 
+    HANDSHAKE ──ESTABLISHED──> OPEN   (if something precedes the first frame; ends as OPEN)
     OPEN ──DRAIN──> DRAINING ──BOUNDARY──> FLUSHING ──FLUSHED──> LINGERING ──EOF──> CLOSED
       └──────────────── REFUSE ───────────────┘         (our FIN is out)
       └── EOF ──> FINISHING ──FLUSHED──> CLOSED
@@ -17,6 +18,8 @@ from types import MappingProxyType
 class State(Enum):
     """Where a connection stands; each member says what follows from it."""
 
+    HANDSHAKE = "handshake"
+    """What precedes the first frame is under way, such as a PROXY header."""
     OPEN = "open"
     """Frames are read and echoed."""
     DRAINING = "draining"
@@ -35,6 +38,8 @@ class State(Enum):
 class Event(Enum):
     """What can happen to a connection."""
 
+    ESTABLISHED = "established"
+    """What precedes the first frame is complete."""
     DRAIN = "drain"
     """It shall end at the next frame boundary (the daemon drains, or its lifetime is over)."""
     BOUNDARY = "boundary"
@@ -72,6 +77,7 @@ class CloseReason(Enum):
     OVERLOAD = "overload"
     TLS_ERROR = "tls_error"
     PROXY_ERROR = "proxy_error"
+    REJECTED = "rejected"
     INTERNAL_ERROR = "internal_error"
 
 
@@ -83,6 +89,13 @@ _ANYWHERE = {Event.RESET: State.CLOSED, Event.ABORT: State.CLOSED}
 
 TRANSITIONS: Mapping[State, Mapping[Event, State]] = MappingProxyType(
     {
+        State.HANDSHAKE: {
+            Event.ESTABLISHED: State.OPEN,
+            Event.DRAIN: State.DRAINING,
+            Event.REFUSE: State.FLUSHING,
+            Event.EOF: State.FINISHING,
+            **_ANYWHERE,
+        },
         State.OPEN: {
             Event.DRAIN: State.DRAINING,
             Event.REFUSE: State.FLUSHING,

@@ -14,10 +14,12 @@ from lpechod.ops.config_types import (
     Count,
     Duration,
     ListenAddress,
+    Network,
     OptionalAddress,
     Poller,
     Rate,
     Size,
+    Switch,
     Timeout,
     Workers,
 )
@@ -29,6 +31,8 @@ _KINDS: Final[tuple[tuple[Any, str], ...]] = (
     (Count, "*integer*"),
     (Workers, '*integer* | `"auto"`'),
     (Rate, "*number*"),
+    (Switch, "`true` | `false`"),
+    (tuple[Network, ...], "[*network*, ...]"),
     (Duration, "*duration*"),
     (Timeout, '*duration* | `"off"`'),
     (Size, "*size*"),
@@ -60,6 +64,9 @@ _VALUES: Final = {
         `":port"` serve IPv4 too. With port 0 the kernel chooses one, and the log says which. The
         path of a UNIX socket is absolute; a stale file in its place is replaced, a live one is
         not.""",
+    "*network*": """In quotes, an address and the length of a prefix: `"192.0.2.0/24"`,
+        `"2001:db8::/32"`. An address alone is a network of its own. IPv4 addresses in IPv6 notation
+        (`::ffff:192.0.2.1`) are IPv4 addresses.""",
 }
 
 _DESCRIPTION: Final = (
@@ -85,13 +92,22 @@ _NOTES: Final = {
         `"select"`, `limits.max_connections` is at most 960.""",
     "server.watchdog": """At least `"1s"`. Under systemd it is not more than half of
         `WatchdogSec=`, unless that is less than two seconds.""",
+    "listen.proxy_protocol": """Whoever connects has to send a header before the first frame, within
+        `timeouts.handshake`. The address in it is the client's, in logs and for every limit. A
+        header that the proxy sends for itself (`LOCAL`), to check that lpechod lives, is served
+        whatever the lists say.""",
+    "listen.trusted_proxies": """Needed with `proxy_protocol`, but for UNIX sockets: there the
+        permissions of the file decide who is trusted.""",
+    "listen.allow": """With `proxy_protocol` it is the client that counts, and not the proxy. Who
+        is turned away is counted in `lpechod_connections_rejected_total` as `denied`.""",
     "limits.max_connections": """Each takes a descriptor. The limit of open files is raised as far
         as the hard limit allows, and the log warns if that is not far enough.""",
     "limits.max_connections_per_ip": "In this version each worker counts for itself.",
+    "limits.connection_rate": "In this version each worker counts for itself.",
     "limits.low_watermark": "Less than `high_watermark`.",
     "limits.max_buffered": """At least `2 * max_frame + high_watermark`. Past seven eighths of it,
         those who hold most are paused, and shed if that has not helped within a second.""",
-    "timeouts.handshake": "In this version there is no such thing, and nothing to limit.",
+    "timeouts.handshake": "In this version that is the PROXY header.",
     "log.burst": """How many were withheld stands in the next line of the event, as
         `suppressed`.""",
     "metrics.address": "Nobody is asked for a password there: keep it off public networks.",

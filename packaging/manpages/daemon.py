@@ -69,8 +69,6 @@ _CONNECTIONS: Final = """\
     the last echo; what still arrives within two seconds is read and dropped, so that no reset
     destroys an echo on its way. Only `overload` and `drain_timeout` close at once."""
 
-_NOT_YET: Final = "Does not occur in this version."
-
 _REASONS: Final = {
     CloseReason.PEER_CLOSED: "The client was done, at a frame boundary, and got every echo.",
     CloseReason.TRUNCATED_FRAME: "The client was done in the middle of a frame. It got the echoes "
@@ -82,15 +80,19 @@ _REASONS: Final = {
     CloseReason.FRAME_TIMEOUT: "A frame took longer to arrive than `timeouts.frame` and its length "
     "divided by `timeouts.min_rate`.",
     CloseReason.WRITE_TIMEOUT: "The client took no byte of its echoes for `timeouts.write`.",
-    CloseReason.HANDSHAKE_TIMEOUT: _NOT_YET,
+    CloseReason.HANDSHAKE_TIMEOUT: "What has to precede the first frame, such as a PROXY header, "
+    "was not complete within `timeouts.handshake`.",
     CloseReason.LIFETIME: "The connection was older than `timeouts.lifetime`, and at a frame "
     "boundary.",
     CloseReason.DRAINED: "A stop or a reload ended the connection at a frame boundary.",
     CloseReason.DRAIN_TIMEOUT: "`server.drain_timeout` was over after a stop or a reload.",
     CloseReason.OVERLOAD: "`limits.max_buffered` was nearly used up, and the connection was among "
     "those that held most of it.",
-    CloseReason.TLS_ERROR: _NOT_YET,
-    CloseReason.PROXY_ERROR: _NOT_YET,
+    CloseReason.TLS_ERROR: "Does not occur in this version.",
+    CloseReason.PROXY_ERROR: "The PROXY header was cut off or is none; the log line "
+    "`handshake_failed` says what is wrong.",
+    CloseReason.REJECTED: "An access list or a limit turned the client away once the PROXY header "
+    "had told who it is.",
     CloseReason.INTERNAL_ERROR: "The worker that owned the connection died, or a defect of "
     "`lpechod` ended it; the log says more.",
 }

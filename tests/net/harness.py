@@ -23,10 +23,12 @@ from lpechod.net.acceptor import Acceptor
 from lpechod.net.address import parse_address
 from lpechod.net.admission import AdmissionLimits, format_peer
 from lpechod.net.connection import Connection
+from lpechod.net.entrance import OPEN_TO_ALL, Entrance
 from lpechod.net.listener import Listener, ListenerSettings, open_listeners
+from lpechod.net.networks import AccessList
 from lpechod.net.service import EchoService, ServiceSettings
 from lpechod.wire.settings import EchoSettings
-from lpechod.wire.states import CloseReason
+from lpechod.wire.states import CloseReason, State
 from lpechod.wire.tally import Tally
 from tests.engine import fake_kqueue
 from tests.fake_time import FakeClock, FakeTimePoller
@@ -36,6 +38,9 @@ POLLERS: Mapping[str, Callable[[], Poller]] = {
     **available(),
 }
 """Every poller of the platform, and kqueue over a stand-in where there is none."""
+
+PROXIED = Entrance(proxies=AccessList((), ()))
+"""For proxies, whoever they are."""
 
 MOST_TURNS = 20_000
 """More than any operation of a test needs; a server that needs more than that hangs or spins."""
@@ -138,6 +143,18 @@ class RecordingLog:
         return [line.event for line in self.lines if not line.event.startswith("connection_")]
 
 
+def proxy_header(client: socket.socket) -> bytes:
+    """Return a PROXY header by which a client speaks for itself, version 2."""
+    signature = b"\r\n\r\n\0\r\nQUIT\n"
+    if client.family == socket.AF_UNIX:
+        return signature + struct.pack(">BBH", 0x20, 0x00, 0)
+    own, peer = client.getsockname(), client.getpeername()
+    family = 0x11 if client.family == socket.AF_INET else 0x21
+    addresses = socket.inet_pton(client.family, own[0]) + socket.inet_pton(client.family, peer[0])
+    ports = struct.pack(">HH", own[1], peer[1])
+    return signature + struct.pack(">BBH", 0x21, family, len(addresses + ports)) + addresses + ports
+
+
 class HeldPoller(FakeTimePoller):
     """Skips waiting up to a time that the test sets, and no further."""
 
@@ -164,6 +181,8 @@ class EchoServer:
         buffers: kernel buffers of the accepted sockets.
         allowance: how many more connections it may accept; None is any number.
         others: how many connections its siblings have.
+        entrance: what its listeners demand. If that is a PROXY header, clients send one for
+            themselves, so that all else is as without.
 
     Attributes:
         errors: events of level ``error`` that the test provokes.
@@ -179,8 +198,10 @@ class EchoServer:
         buffers: KernelBuffers = KernelBuffers(),
         allowance: Callable[[], int] | None = None,
         others: Callable[[], int] = lambda: 0,
+        entrance: Entrance = OPEN_TO_ALL,
     ) -> None:
         self._before = descriptors()
+        self.entrance = entrance
         self.clock = FakeClock()
         self.poller = HeldPoller(POLLERS[poller](), self.clock)
         self.loop = Loop(self.poller, self.clock, self._on_turn)
@@ -190,10 +211,11 @@ class EchoServer:
         settings = ServiceSettings(
             echo or EchoSettings(), admission or AdmissionLimits(), max_buffered_bytes
         )
-        self.service = EchoService(settings, self.loop, self.tally, self.log, others)
         self.listeners = open_listeners(
             ListenerSettings(parse_address(address)) for address in addresses or ("127.0.0.1:0",)
         )
+        entrances = {listener.name: entrance for listener in self.listeners}
+        self.service = EchoService(settings, self.loop, self.tally, self.log, others, entrances)
         for listener in self.listeners:
             buffers.apply(listener.socket)
         self.acceptor = Acceptor(
@@ -299,6 +321,12 @@ class EchoServer:
 
         before = seen()
         self.turn_until(lambda: seen() > before, "accepted or rejected")
+        self.turn_until(
+            lambda: all(
+                each.protocol.state is not State.HANDSHAKE for each in self.service.connections
+            ),
+            "through with what precedes the first frame",
+        )
         return client
 
     def dial(
@@ -320,6 +348,8 @@ class EchoServer:
         if source is not None:
             end.bind((source, 0))
         end.connect(address)  # Returns when the kernel has queued it.
+        if self.entrance.proxies is not None:
+            end.sendall(proxy_header(end))
         client = Client(self, end)
         self.clients.append(client)
         return client
@@ -359,7 +389,7 @@ class EchoServer:
         assert self.service.pool.held == 0
         assert not self.service.pool.held_by
         assert self.service._admission.active == 0
-        assert not self.service._admission._by_host
+        assert not self.service._admission._by_prefix
         self._check_log()
         self._check_numbers()
 

@@ -52,7 +52,51 @@ def test_no_limit_of_one_address() -> None:
     admission = Admission(AdmissionLimits(max_connections=3))
     assert [admission.admit("192.0.2.1") for _ in range(3)] == [None] * 3
 
-    assert not admission._by_host
+    assert not admission._by_prefix
+
+
+def test_addresses_of_one_host_count_as_one() -> None:
+    """An IPv6 host has a /64 of addresses, and all count for the limit of one."""
+    admission = Admission(AdmissionLimits(max_connections_per_ip=1))
+    assert admission.admit("2001:db8::1") is None
+    assert admission.admit("2001:db8::2") == "max_connections_per_ip"
+    assert admission.admit("2001:db8:0:1::1") is None
+    admission.leave("2001:db8::1")
+    assert admission.admit("2001:db8::2") is None
+
+
+def test_prefixes_are_the_operators_choice() -> None:
+    """Clients are told apart by as many bits as the limits say."""
+    limits = AdmissionLimits(max_connections_per_ip=1, ipv4_prefix_bits=24, ipv6_prefix_bits=128)
+    admission = Admission(limits)
+    assert admission.admit("192.0.2.1") is None
+    assert admission.admit("192.0.2.255") == "max_connections_per_ip"
+    assert admission.admit("2001:db8::1") is None
+    assert admission.admit("2001:db8::2") is None
+
+
+def test_limit_per_second() -> None:
+    """An address may come so often at once, then at its rate, and others are not affected."""
+    admission = Admission(AdmissionLimits(connection_rate=2.0, connection_burst=3))
+    assert [admission.admit("192.0.2.1", 100.0) for _ in range(4)] == [
+        *[None] * 3,
+        "connection_rate",
+    ]
+    assert admission.active == 3
+    assert admission.admit("192.0.2.2", 100.0) is None
+    assert admission.admit("192.0.2.1", 100.4) == "connection_rate"
+    assert admission.admit("192.0.2.1", 100.5) is None
+    assert admission.admit("192.0.2.1", 100.5) == "connection_rate"
+
+
+def test_who_is_refused_for_another_limit_has_not_come() -> None:
+    """A connection that is one too many at a time does not count for the limit per second."""
+    limits = AdmissionLimits(max_connections_per_ip=1, connection_rate=1.0, connection_burst=2)
+    admission = Admission(limits)
+    assert admission.admit("192.0.2.1", 100.0) is None
+    assert admission.admit("192.0.2.1", 100.0) == "max_connections_per_ip"
+    admission.leave("192.0.2.1")
+    assert admission.admit("192.0.2.1", 100.0) is None
 
 
 def test_unix_clients_have_no_address() -> None:
@@ -92,7 +136,7 @@ def test_any_coming_and_going(
         admission.leave(host)
 
     assert admission.active == 0
-    assert not admission._by_host
+    assert not admission._by_prefix
 
 
 @pytest.mark.parametrize(

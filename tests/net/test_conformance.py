@@ -12,10 +12,19 @@ from dataclasses import replace
 import pytest
 
 from lpechod.engine.buffers import RECEIVE_BYTES
+from lpechod.net.entrance import OPEN_TO_ALL, Entrance
 from lpechod.wire.settings import EchoSettings
 from lpechod.wire.states import CloseReason, State
 from tests.net.conftest import Serve
-from tests.net.harness import Client, EchoServer, KernelBuffers, assert_same, body_of, frame
+from tests.net.harness import (
+    PROXIED,
+    Client,
+    EchoServer,
+    KernelBuffers,
+    assert_same,
+    body_of,
+    frame,
+)
 
 SMALL = EchoSettings(
     max_frame_bytes=4096,
@@ -33,6 +42,12 @@ MOST_READ = SMALL.high_watermark_bytes + RECEIVE_BYTES + SMALL.max_frame_bytes
 
 NARROW = KernelBuffers(send=8192, receive=8192)
 """Kernel buffers that fill up soon."""
+
+
+@pytest.fixture(name="entrance", params=["direct", "proxied"])
+def _entrance(request: pytest.FixtureRequest) -> Entrance:
+    """The wire is the same behind a PROXY header."""
+    return OPEN_TO_ALL if request.param == "direct" else PROXIED
 
 
 def flood(client: Client, data: bytes) -> int:
@@ -213,7 +228,9 @@ class TestTooLarge:
         assert client.receive_to_end() == good
         assert server.service.pool.held == 0
         client.close()
-        assert server.closed(client) == {
+        line = server.closed(client)
+        line.pop("proxy", None)
+        assert line == {
             "connection": 1,
             "peer": client.name,
             "listener": server.listeners[0].name,

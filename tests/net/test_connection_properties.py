@@ -21,6 +21,7 @@ from lpechod.engine.loop import TICKS_PER_SECOND, Loop
 from lpechod.engine.poller import EDGE, ERROR, HANGUP, PEER_CLOSED, READABLE, WRITABLE, Ready
 from lpechod.net.connection import Connection
 from lpechod.net.edge import EdgeConnection
+from lpechod.net.handshake import HandshakeError
 from lpechod.net.transport import BLOCKED, PeerGoneError
 from lpechod.wire import echo, pending
 from lpechod.wire.settings import EchoSettings
@@ -225,6 +226,14 @@ class Witness:
     def on_closed(self, _connection: Connection) -> None:
         """Count it."""
         self.ends += 1
+
+    def on_established(self, _connection: Connection) -> bool:
+        """Nothing precedes the first frame here."""
+        raise NotImplementedError
+
+    def on_handshake_failed(self, _connection: Connection, error: HandshakeError) -> None:
+        """Let the test fail: nothing precedes the first frame here."""
+        raise error
 
     def on_defect(self, _connection: Connection, error: Exception) -> None:
         """Let the test fail with what went wrong."""

@@ -104,29 +104,30 @@ address = ":1"
     ]
 
 
+ODD = [
+    "true",
+    '""',
+    "-1",
+    "nan",
+    "-inf",
+    "[]",
+    "{ a = 1 }",
+    "07:32:00",
+    "1979-05-27T07:32:00Z",
+    '"\\u001b[31m"',
+    f"0x{'f' * 5000}",
+    f'"{"9" * 100_000}"',
+]
+
+
 @pytest.mark.parametrize(
-    "value",
+    ("table", "key", "value"),
     [
-        "true",
-        '""',
-        "-1",
-        "nan",
-        "-inf",
-        "[]",
-        "{ a = 1 }",
-        "07:32:00",
-        "1979-05-27T07:32:00Z",
-        '"\\u001b[31m"',
-        f"0x{'f' * 5000}",
-        f'"{"9" * 100_000}"',
-    ],
-)
-@pytest.mark.parametrize(
-    ("table", "key"),
-    [
-        (name, key)
+        (name, key, value)
         for name, table in Config().model_dump(mode="json").items()
-        for key in (table[0] if isinstance(table, list) else table)
+        for key, default in (table[0] if isinstance(table, list) else table).items()
+        for value in ODD
+        if (type(default), value) not in ((bool, "true"), (list, "[]"))
     ],
 )
 def test_no_key_takes_what_it_can_not_mean(path: Path, table: str, key: str, value: str) -> None:

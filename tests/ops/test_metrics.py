@@ -38,9 +38,18 @@ CLOSE_REASONS = {
     "overload",
     "tls_error",
     "proxy_error",
+    "rejected",
     "internal_error",
 }
-REJECT_REASONS = {"max_connections", "max_connections_per_ip", "aborted", "other"}
+REJECT_REASONS = {
+    "max_connections",
+    "max_connections_per_ip",
+    "connection_rate",
+    "denied",
+    "untrusted_proxy",
+    "aborted",
+    "other",
+}
 PAUSE_REASONS = {"emfile", "enfile", "enobufs", "enomem", "other", "balance"}
 
 FAMILIES: dict[str, tuple[str, str | None, set[str]]] = {

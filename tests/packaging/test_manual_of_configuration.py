@@ -9,6 +9,7 @@ import pytest
 from manpages import configuration
 from pydantic import Field
 
+from lpechod.ops import toml
 from lpechod.ops.config import Config, ConfigError, json_schema, load_config
 from lpechod.ops.config_tables import Table
 from lpechod.ops.config_types import Count, Duration
@@ -33,7 +34,7 @@ def test_every_key_is_there(file: str) -> None:
         assert [tag.partition(" = ")[0] for tag in found] == list(table["properties"])
         for about, (key, field) in zip(found.values(), table["properties"].items(), strict=True):
             default = field["default"]
-            shown = f'"{default}"' if isinstance(default, str) else str(default)
+            shown = toml.dumps({"is": default}).removeprefix("is = ").strip()
             assert about.startswith(field["description"]), key
             assert re.search(rf"\nDefault: {re.escape(shown)}( \(|$)", about), key
             for choice in field.get("enum", ()):

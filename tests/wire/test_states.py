@@ -63,8 +63,9 @@ def test_every_state_can_end(state: State) -> None:
 
 
 def test_no_state_is_unreachable() -> None:
-    """From OPEN every state can be reached."""
-    assert reachable(State.OPEN) == set(State)
+    """From HANDSHAKE every state can be reached, and from OPEN every other one."""
+    assert reachable(State.HANDSHAKE) | {State.HANDSHAKE} == set(State)
+    assert reachable(State.OPEN) == set(State) - {State.HANDSHAKE}
 
 
 def test_every_event_is_used() -> None:
@@ -103,5 +104,6 @@ def test_close_reasons() -> None:
         "overload",
         "tls_error",
         "proxy_error",
+        "rejected",
         "internal_error",
     ]

@@ -1,0 +1,24 @@
+"""Whom a listener lets in, and by whose word."""
+
+from dataclasses import dataclass
+
+from lpechod.net.networks import AccessList
+
+EVERYBODY = AccessList((), ())
+
+
+@dataclass(frozen=True, slots=True)
+class Entrance:
+    """What a listener demands of its clients.
+
+    Attributes:
+        access: who may connect.
+        proxies: who may connect to speak for clients, each with a PROXY header; then `access` is
+            about those clients. None: clients connect by themselves.
+    """
+
+    access: AccessList = EVERYBODY
+    proxies: AccessList | None = None
+
+
+OPEN_TO_ALL = Entrance()

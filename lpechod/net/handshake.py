@@ -1,0 +1,42 @@
+"""What precedes the first frame of a connection, such as a PROXY header.
+
+It has the descriptor to itself until it is complete: the steady path of a connection knows nothing
+of it. The deadline, the end of the daemon and all else are the connection's affair meanwhile.
+"""
+
+from typing import Protocol
+
+from lpechod.wire.states import CloseReason
+
+
+class HandshakeError(Exception):
+    """The peer has not kept to what has to precede the first frame.
+
+    Args:
+        reason: the reason of the connection's end.
+        problem: what is wrong, for the log; never bytes of the peer's.
+    """
+
+    def __init__(self, reason: CloseReason, problem: str) -> None:
+        super().__init__(problem)
+        self.reason = reason
+
+
+class Handshake(Protocol):
+    """Something that precedes the first frame."""
+
+    def advance(self) -> int:
+        """Go on as far as the descriptor is ready for it.
+
+        Returns:
+            What to wait for (a mask of `lpechod.engine.poller`), or 0: it is complete.
+
+        Raises:
+            HandshakeError: it cannot be completed.
+            PeerGoneError: the connection is over.
+            EOFError: the peer has ended the stream before it sent anything.
+        """
+
+    @property
+    def peer(self) -> object | None:
+        """Whom it has shown to be the client, as accept(2) writes addresses; None: nobody else."""

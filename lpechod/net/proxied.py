@@ -1,0 +1,54 @@
+"""The PROXY header in front of a connection: a proxy tells whom it speaks for."""
+
+import socket
+
+from lpechod.engine.poller import READABLE
+from lpechod.net.handshake import HandshakeError
+from lpechod.net.transport import translated
+from lpechod.wire.proxy import MAX_HEADER_BYTES, ProxyError, ProxyHeader
+from lpechod.wire.states import CloseReason
+
+
+class ProxyHandshake:
+    """Receives a PROXY header, and not one byte of what follows it.
+
+    It looks at what waits (MSG_PEEK, recv(2)) and then receives as much of that as belongs to the
+    header. Peeking alone would keep a level-triggered poller awake; and what follows may be a
+    client's TLS handshake, which goes on with the socket itself.
+
+    Args:
+        connected: the socket, which stays somebody else's.
+    """
+
+    __slots__ = ("_header", "_socket", "_started")
+
+    def __init__(self, connected: socket.socket) -> None:
+        self._socket = connected
+        self._header = ProxyHeader()
+        self._started = False
+
+    def advance(self) -> int:
+        """Receive what is there of the header; see `Handshake.advance`."""
+        while not self._header.complete:
+            try:
+                waiting = self._socket.recv(MAX_HEADER_BYTES, socket.MSG_PEEK)
+            except BlockingIOError:
+                return READABLE
+            except OSError as error:
+                raise translated(error) from error
+            if not waiting:
+                if self._started:
+                    raise HandshakeError(CloseReason.PROXY_ERROR, "the header is cut off")
+                raise EOFError
+            self._started = True
+            try:
+                self._socket.recv(self._header.take(waiting))
+            except ProxyError as error:
+                raise HandshakeError(CloseReason.PROXY_ERROR, str(error)) from error
+        return 0
+
+    @property
+    def peer(self) -> tuple[str, int] | None:
+        """The client's address as the proxy tells it; None if it speaks for itself."""
+        source = self._header.source
+        return None if source is None else (source.host, source.port)

@@ -1,0 +1,119 @@
+"""Who may connect to a daemon, directly and through HAProxy."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.system.daemon import PATIENCE_SECONDS, Daemon, EchoClient, free_address
+
+LISTEN = '[[listen]]\naddress = "127.0.0.1:0"\n'
+PROXIED = f'{LISTEN}proxy_protocol = true\ntrusted_proxies = ["127.0.0.0/8"]\n'
+
+
+def test_denied_clients_are_turned_away(tmp_path: Path) -> None:
+    """Who is denied is closed at once, counted and logged, and a reload can let them in."""
+    with Daemon(tmp_path, f'{LISTEN}deny = ["127.0.0.0/8"]\nallow = ["127.0.0.2"]') as daemon:
+        with daemon.connect() as client:
+            client.expect_end()
+        rejected = daemon.wait_for("connection_rejected")
+        assert (rejected["reason"], rejected["peer"][:10]) == ("denied", "127.0.0.1:")
+        daemon.wait_until("lpechod_connections_rejected_total", 1, reason="denied")
+        host, _, port = daemon.address.rpartition(":")
+        with socket.create_connection((host, int(port)), source_address=("127.0.0.2", 0)) as other:
+            other.sendall(bytes(4))
+            assert other.recv(4) == bytes(4)
+        daemon.reload(daemon.path.read_text().replace('["127.0.0.2"]', '["127.0.0.1"]'))
+        with daemon.connect() as client:
+            client.echo(b"hello")
+
+
+def test_clients_that_come_too_often_are_turned_away(tmp_path: Path) -> None:
+    """Beyond its burst and its rate an address is closed at once and counted, by each worker."""
+    limits = "[limits]\nconnection_rate = 0.001\nconnection_burst = 2\n"
+    with Daemon(tmp_path, limits + LISTEN) as daemon:
+        for _ in range(2):
+            with daemon.connect() as client:
+                client.echo(b"hello")
+        with daemon.connect() as client:
+            client.expect_end()
+        assert daemon.wait_for("connection_rejected")["reason"] == "connection_rate"
+        daemon.wait_until("lpechod_connections_rejected_total", 1, reason="connection_rate")
+
+
+def test_only_trusted_proxies_may_connect(tmp_path: Path) -> None:
+    """A client that is no trusted proxy is closed at once, whatever it sends."""
+    config = PROXIED.replace("127.0.0.0/8", "192.0.2.0/24")
+    with Daemon(tmp_path, config) as daemon:
+        with daemon.connect() as client:
+            client.expect_end()
+        assert daemon.wait_for("connection_rejected")["reason"] == "untrusted_proxy"
+
+
+def test_a_header_that_does_not_come(tmp_path: Path) -> None:
+    """A proxy that sends nothing is disconnected after timeouts.handshake."""
+    with Daemon(tmp_path, f'[timeouts]\nhandshake = "200ms"\n{PROXIED}') as daemon:
+        with daemon.connect() as client:
+            client.expect_end()
+        assert daemon.wait_for("connection_closed")["reason"] == "handshake_timeout"
+
+
+@pytest.fixture(name="proxied")
+def _proxied(tmp_path: Path) -> Iterator[Daemon]:
+    with Daemon(tmp_path, PROXIED) as daemon:
+        yield daemon
+
+
+@pytest.mark.parametrize("version", ["send-proxy", "send-proxy-v2"])
+def test_behind_haproxy(tmp_path: Path, proxied: Daemon, version: str) -> None:
+    """Behind HAProxy, which also checks our health, the log has the clients' own addresses."""
+    haproxy = shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin")
+    assert haproxy is not None, "haproxy is missing (Debian: apt install haproxy)"
+    address = free_address()
+    config = tmp_path / "haproxy.cfg"
+    config.write_text(
+        f"""\
+defaults
+    mode tcp
+    timeout connect 5s
+    timeout client 20s
+    timeout server 20s
+listen lpechod
+    bind {address}
+    server one {proxied.address} {version} check check-send-proxy inter 100ms
+"""
+    )
+    process = subprocess.Popen([haproxy, "-q", "-db", "-f", config])
+    try:
+        client = connect(address)
+        host, port = client.socket.getsockname()
+        with client:
+            client.echo(b"hello")
+            client.echo(bytes(1 << 20))
+        closed = proxied.wait_for("connection_closed", peer=f"{host}:{port}")
+        assert (closed["reason"], closed["frames"]) == ("peer_closed", 2)
+        assert closed["proxy"].startswith("127.0.0.1:")
+        proxied.wait_for_count("connection_closed", 3)
+        reasons = {each["reason"] for each in proxied.events("connection_closed")}
+        assert reasons <= {"peer_closed", "reset"}  # It ends its checks with a reset.
+        assert not proxied.events("handshake_failed")
+    finally:
+        process.send_signal(signal.SIGUSR1)
+        process.terminate()
+        process.wait()
+
+
+def connect(address: str) -> EchoClient:
+    """Connect as soon as somebody listens."""
+    give_up_at = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < give_up_at:
+        with contextlib.suppress(ConnectionRefusedError):
+            return EchoClient(address)
+    raise AssertionError(f"nobody listens on {address}")

@@ -12,6 +12,7 @@ from lpechod.ops.logs import Log, open_log
 from lpechod.ops.segment import Segment
 from lpechod.process.descriptors import occupy_standard_streams, raise_descriptor_limit
 from lpechod.process.handover import Handover, take_over
+from lpechod.process.privileges import forgo_new_privileges
 from lpechod.process.rehearsal import rehearse, rehearsing
 from lpechod.process.sockets import ECHO, METRICS, Bound, Sockets, wanted_by
 from lpechod.process.supervisor import Supervisor
@@ -43,6 +44,7 @@ def serve(path: Path) -> int:
 
 def _start(config: Config, manager: ServiceManager) -> int:
     log = _open_log(config)
+    forgo_new_privileges(log)
     capacity = _provide_descriptors(config.limits.max_connections, log)
     wanted = wanted_by(config)
     sockets = Sockets()

@@ -25,6 +25,7 @@ from lpechod.ops.counters import Totals, TurnWatch, gather
 from lpechod.ops.logs import Log, open_log
 from lpechod.ops.segment import Segment, Slot, SlotState
 from lpechod.process.lifeline import Lifeline, Message
+from lpechod.process.privileges import drop_capabilities
 from lpechod.process.siblings import Siblings
 from lpechod.process.signals import HANDLED_SIGNALS
 from lpechod.wire.settings import EchoSettings
@@ -195,6 +196,7 @@ def run_worker(
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     own_log = open_worker_log(config)
     try:
+        drop_capabilities(own_log)
         worker = Worker(config, listeners, segment, slot, line, own_log)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED_SIGNALS)
         worker.run()

@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run test lint types unit storm deb test-boot format clean
+.PHONY: help run test lint types unit storm test-deploy deb test-boot format clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -22,10 +22,14 @@ types: $(VENV)/dev ## Check types
 	$(BIN)/mypy
 
 unit: $(VENV)/dev ## Run the tests, with branch coverage
-	$(BIN)/python -m pytest -n auto --ignore=tests/system/test_storm.py --ignore=tests/boot --cov --cov-report=term
+	$(BIN)/python -m pytest -n auto --ignore=tests/system/test_storm.py --ignore=tests/boot \
+		--ignore=tests/deploy --ignore=tests/packaging --cov --cov-report=term
 
 storm: $(VENV)/dev ## Run the daemon through reloads, kills and stops under load
 	$(BIN)/python -m pytest tests/system/test_storm.py
+
+test-deploy: $(VENV)/dev ## Test what is around the daemon: Prometheus, HAProxy, manual pages
+	$(BIN)/python -m pytest -n auto tests/deploy tests/packaging
 
 deb: ## Build the Debian packages into dist/ (as root)
 	packaging/build-deb

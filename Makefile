@@ -12,7 +12,7 @@ help: ## Show the targets
 run: $(VENV)/installed ## Run the daemon in the foreground on config.example.toml
 	exec $(BIN)/lpechod serve --config config.example.toml
 
-test: lint types unit ## Lint, check types and run all tests but the storm
+test: lint types unit ## Lint, check types and test the daemon
 
 lint: $(VENV)/dev ## Check style and formatting
 	$(BIN)/ruff check
@@ -21,7 +21,7 @@ lint: $(VENV)/dev ## Check style and formatting
 types: $(VENV)/dev ## Check types
 	$(BIN)/mypy
 
-unit: $(VENV)/dev ## Run the tests, with branch coverage
+unit: $(VENV)/dev ## Test the daemon, with branch coverage
 	$(BIN)/python -m pytest -n auto --ignore=tests/system/test_storm.py --ignore=tests/boot \
 		--ignore=tests/deploy --ignore=tests/packaging --cov --cov-report=term
 

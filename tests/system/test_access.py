@@ -71,8 +71,23 @@ def _proxied(tmp_path: Path) -> Iterator[Daemon]:
         yield daemon
 
 
-@pytest.mark.parametrize("version", ["send-proxy", "send-proxy-v2"])
-def test_behind_haproxy(tmp_path: Path, proxied: Daemon, version: str) -> None:
+ECHO_CHECK = """\
+    option tcp-check
+    tcp-check connect send-proxy linger
+    tcp-check send-binary 00000001ff
+    tcp-check expect binary 00000001ff
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "check"),
+    [
+        ("send-proxy check-send-proxy", ""),
+        ("send-proxy-v2 check-send-proxy", ""),
+        ("send-proxy-v2", ECHO_CHECK),
+    ],
+)
+def test_behind_haproxy(tmp_path: Path, proxied: Daemon, options: str, check: str) -> None:
     """Behind HAProxy, which also checks our health, the log has the clients' own addresses."""
     haproxy = shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin")
     assert haproxy is not None, "haproxy is missing (Debian: apt install haproxy)"
@@ -87,7 +102,7 @@ defaults
     timeout server 20s
 listen lpechod
     bind {address}
-    server one {proxied.address} {version} check check-send-proxy inter 100ms
+{check}    server one {proxied.address} {options} check inter 100ms
 """
     )
     process = subprocess.Popen([haproxy, "-q", "-db", "-f", config])

@@ -168,6 +168,16 @@ def test_a_drain_while_the_header_is_awaited(serve: Serve) -> None:
     assert server.closed(client)["reason"] == "drained"
 
 
+def test_a_drain_finds_the_header_waiting(serve: Serve) -> None:
+    """A frame that waited in the kernel behind its header, when the drain came, is echoed."""
+    server = serve()
+    client = dial(server)
+    client.socket.sendall(V1 + frame(b"hello"))
+    (connection,) = server.service.connections
+    connection.drain(server.clock.now + 30.0, server.clock.now)
+    assert client.receive_to_end() == frame(b"hello")
+
+
 def test_a_stranger_is_no_proxy(serve: Serve) -> None:
     """Only trusted proxies may connect where proxies are expected."""
     server = serve(entrance=Entrance(proxies=access(allow="192.0.2.0/24")))

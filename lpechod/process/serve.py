@@ -44,7 +44,6 @@ def serve(path: Path) -> int:
 
 def _start(config: Config, manager: ServiceManager) -> int:
     log = _open_log(config)
-    forgo_new_privileges(log)
     capacity = _provide_descriptors(config.limits.max_connections, log)
     wanted = wanted_by(config)
     sockets = Sockets()
@@ -61,6 +60,7 @@ def _start(config: Config, manager: ServiceManager) -> int:
         sockets.close(METRICS)
         return 1
     sockets.assign(wanted)
+    forgo_new_privileges(log)
     return Supervisor(config, sockets, manager, notifier, Segment.create(), log, capacity).run()
 
 

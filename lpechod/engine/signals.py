@@ -23,13 +23,22 @@ class SignalPipe:
         on_signal: called in the loop with each number.
     """
 
-    __slots__ = ("_loop", "_on_signal", "_previous", "_previous_fd", "_reader", "_writer")
+    __slots__ = (
+        "_arrived",
+        "_loop",
+        "_on_signal",
+        "_previous",
+        "_previous_fd",
+        "_reader",
+        "_writer",
+    )
 
     def __init__(
         self, loop: Loop, numbers: Iterable[signal.Signals], on_signal: Callable[[int], None]
     ) -> None:
         self._loop = loop
         self._on_signal = on_signal
+        self._arrived = bytearray()
         self._reader, self._writer = os.pipe()  # Not pipe2(2), which macOS lacks.
         os.set_blocking(self._reader, False)
         os.set_blocking(self._writer, False)
@@ -39,14 +48,10 @@ class SignalPipe:
 
     def on_ready(self, _mask: int, _now: float) -> None:
         """Deliver what has arrived, in order."""
-        try:
-            numbers = os.read(self._reader, 4096)
-        except BlockingIOError:
-            return
-        for number in numbers:
-            # The pipe gets every signal that has a Python handler, not only ours.
-            if number in self._previous:
-                self._on_signal(number)
+        self._read()
+        while self._arrived:
+            # One by one: what a signal leads to may be `hand_back`, which wants those behind it.
+            self._on_signal(self._arrived.pop(0))
 
     def on_failure(self, error: Exception, _now: float) -> None:
         """Let a defect in a signal's handling end the process: there is nobody else to tell."""
@@ -57,10 +62,16 @@ class SignalPipe:
 
         To be called while the signals are blocked: they then wait for whoever handles them next.
         """
+        self._read()
+        for number in self._arrived:
+            os.kill(os.getpid(), number)
+        self._arrived.clear()
+
+    def _read(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            for number in os.read(self._reader, 4096):
-                if number in self._previous:
-                    os.kill(os.getpid(), number)
+            numbers = os.read(self._reader, 4096)
+            # The pipe gets every signal that has a Python handler, not only ours.
+            self._arrived += bytes(number for number in numbers if number in self._previous)
 
     def abandon(self) -> None:
         """Close the copies that fork(2) has made; the parent's poller knows the pipe by its own."""

@@ -202,3 +202,27 @@ class TestClose:
         """A program that the process executes gets neither end of the pipe."""
         assert not os.get_inheritable(pipe._reader)
         assert not os.get_inheritable(pipe._writer)
+
+
+def test_what_came_in_the_same_turn_is_handed_back(loop: Loop) -> None:
+    """A signal that arrived with the one that leads to another program waits for that program."""
+    received: list[int] = []
+
+    def become_another(number: int) -> None:
+        received.append(number)
+        if number == signal.SIGUSR1:
+            signal.pthread_sigmask(signal.SIG_BLOCK, _TAKEN)
+            pipe.hand_back()
+
+    pipe = SignalPipe(loop, _TAKEN, become_another)
+    try:
+        _kill(signal.SIGUSR1, signal.SIGUSR2)
+        loop.turn()
+        assert received == [signal.SIGUSR1]
+        assert signal.sigpending() == {signal.SIGUSR2}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _TAKEN)
+        loop.turn()
+        assert received == [signal.SIGUSR1, signal.SIGUSR2]
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _TAKEN)
+        pipe.close()

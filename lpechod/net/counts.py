@@ -22,6 +22,10 @@ REJECT_REASONS = (
 listener for proxies that does not know this one; ``aborted`` (the peer was gone before we could
 take it) or ``other`` (the kernel could not watch it; the log says why)."""
 
+HANDSHAKE_RESULTS = ("completed", "failed", "timed_out", "abandoned")
+"""What became of a TLS handshake: ``failed``, by an error that TLS has a word for; ``timed_out``
+after ``timeouts.handshake``; or ``abandoned``, because the connection ended."""
+
 PAUSE_REASONS = ("emfile", "enfile", "enobufs", "enomem", "other", "balance")
 """Why accepting was suspended: the errno of accept(2), in lower case, or ``balance``: this worker
 was so far ahead of its siblings that it left the next connections to them, which is no error."""
@@ -35,4 +39,9 @@ class ConnectionCounts:
     closed: dict[CloseReason, int] = field(default_factory=lambda: dict.fromkeys(CloseReason, 0))
     rejected: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REJECT_REASONS, 0))
     accept_pauses: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PAUSE_REASONS, 0))
+    tls_handshakes: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(HANDSHAKE_RESULTS, 0)
+    )
+    tls_handshakes_delayed: int = 0
+    """Those that had to wait for a place among the handshakes under way."""
     durations: Histogram = field(default_factory=lambda: Histogram(0.01, 25))

@@ -1,5 +1,6 @@
 """Whom a listener lets in, and by whose word."""
 
+import ssl
 from dataclasses import dataclass
 
 from lpechod.net.networks import AccessList
@@ -15,10 +16,12 @@ class Entrance:
         access: who may connect.
         proxies: who may connect to speak for clients, each with a PROXY header; then `access` is
             about those clients. None: clients connect by themselves.
+        tls: what to do a TLS handshake by, after the PROXY header if there is one. None: no TLS.
     """
 
     access: AccessList = EVERYBODY
     proxies: AccessList | None = None
+    tls: ssl.SSLContext | None = None
 
 
 OPEN_TO_ALL = Entrance()

@@ -45,6 +45,8 @@ class ServiceSettings:
     echo: EchoSettings = field(default_factory=EchoSettings)
     admission: AdmissionLimits = field(default_factory=AdmissionLimits)
     max_buffered_bytes: int = 256 << 20
+    max_handshakes: int = 256
+    """TLS handshakes under way at a time."""
 
 
 class EchoService:

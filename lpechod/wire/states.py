@@ -76,6 +76,7 @@ class CloseReason(Enum):
     DRAIN_TIMEOUT = "drain_timeout"
     OVERLOAD = "overload"
     TLS_ERROR = "tls_error"
+    MISSING_CLOSE_NOTIFY = "missing_close_notify"
     PROXY_ERROR = "proxy_error"
     REJECTED = "rejected"
     INTERNAL_ERROR = "internal_error"

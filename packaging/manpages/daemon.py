@@ -88,7 +88,10 @@ _REASONS: Final = {
     CloseReason.DRAIN_TIMEOUT: "`server.drain_timeout` was over after a stop or a reload.",
     CloseReason.OVERLOAD: "`limits.max_buffered` was nearly used up, and the connection was among "
     "those that held most of it.",
-    CloseReason.TLS_ERROR: "Does not occur in this version.",
+    CloseReason.TLS_ERROR: "The client broke the rules of TLS, or had no certificate where one is "
+    "demanded; the log line `handshake_failed` or `tls_failed` says what is wrong.",
+    CloseReason.MISSING_CLOSE_NOTIFY: "The client ended the connection without saying so in TLS. "
+    "Anybody on the path could have done that; echoes that it had not taken yet are lost.",
     CloseReason.PROXY_ERROR: "The PROXY header was cut off or is none; the log line "
     "`handshake_failed` says what is wrong.",
     CloseReason.REJECTED: "An access list or a limit turned the client away once the PROXY header "

@@ -37,6 +37,7 @@ CLOSE_REASONS = {
     "drain_timeout",
     "overload",
     "tls_error",
+    "missing_close_notify",
     "proxy_error",
     "rejected",
     "internal_error",

@@ -103,6 +103,7 @@ def test_close_reasons() -> None:
         "drain_timeout",
         "overload",
         "tls_error",
+        "missing_close_notify",
         "proxy_error",
         "rejected",
         "internal_error",

@@ -11,6 +11,7 @@ is the only place that closes. Invariants:
   when the turn ends.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from lpechod.engine.buffers import BufferPool
@@ -18,7 +19,7 @@ from lpechod.engine.loop import Loop
 from lpechod.engine.poller import ERROR, HANGUP, PEER_CLOSED, READABLE, WRITABLE
 from lpechod.engine.wheel import Timer
 from lpechod.net.handshake import Handshake, HandshakeError
-from lpechod.net.transport import PeerGoneError, Transport
+from lpechod.net.transport import PeerGoneError, StreamError, Transport
 from lpechod.wire.echo import EchoProtocol
 from lpechod.wire.settings import EchoSettings
 from lpechod.wire.states import CloseReason, State
@@ -36,11 +37,14 @@ that even the largest is read to its end if it is there."""
 class Host(Protocol):
     """Whoever keeps the connections."""
 
-    def on_established(self, connection: "Connection") -> bool:
+    def on_identified(self, connection: "Connection") -> bool:
         """Tell whether a connection may stay, now that it is known whose it is."""
 
     def on_handshake_failed(self, connection: "Connection", error: HandshakeError) -> None:
         """Report what is wrong with what should have preceded the first frame."""
+
+    def on_stream_failed(self, connection: "Connection", error: StreamError) -> None:
+        """Report what the peer has done to the stream."""
 
     def on_closed(self, connection: "Connection") -> None:
         """Forget a connection: its descriptor is closed."""
@@ -62,7 +66,7 @@ class Connection(Timer):
         peer: address of the client, as accept(2) gave it.
         listener: name of the listener it came in by.
         host: is told of its end.
-        handshake: what precedes the first frame, if anything does.
+        handshakes: what precedes the first frame, in this order, if anything does.
 
     Attributes:
         account: the host whose limits it counts against; for whoever keeps the connections.
@@ -71,7 +75,8 @@ class Connection(Timer):
 
     __slots__ = (
         "_fin_sent",
-        "_handshake",
+        "_greeter",
+        "_handshakes",
         "_host",
         "_interest",
         "_loop",
@@ -96,10 +101,11 @@ class Connection(Timer):
         peer: object,
         listener: str,
         host: Host,
-        handshake: Handshake | None = None,
+        handshakes: Sequence[Handshake] = (),
     ) -> None:
         super().__init__()
-        self._handshake = handshake
+        self._handshakes = handshakes
+        self._greeter = _Greeter(self) if handshakes else None
         self._transport = transport
         self._loop = loop
         self._host = host
@@ -112,11 +118,11 @@ class Connection(Timer):
         self.listener = listener
         self.opened_at = loop.now
         self.protocol = EchoProtocol(
-            settings, buffers, tally, self, loop.now, handshake=handshake is not None
+            settings, buffers, tally, self, loop.now, handshake=bool(handshakes)
         )
         self._register()
-        if handshake is not None:
-            loop.hand_over(transport.fd, _Greeter(self))
+        if self._greeter is not None:
+            loop.hand_over(transport.fd, self._greeter)
         loop.hasten(self, self.protocol.next_deadline())
 
     def on_ready(self, mask: int, now: float) -> None:
@@ -136,8 +142,10 @@ class Connection(Timer):
                     protocol.receive_eof(now)
             if mask != READABLE:
                 self._handle_rest(mask, now)
-        except PeerGoneError:
-            self._lose_peer(echo, now)
+        except PeerGoneError as error:
+            self._lose_peer(error, now)
+            if echo is not None:
+                protocol.unsent(echo, 0, now)  # It counts as sent, and `send` was what failed.
         if protocol.changed:
             self._settle(now)
 
@@ -154,39 +162,44 @@ class Connection(Timer):
         elif mask & (ERROR | HANGUP) and not wanted & READABLE:
             raise PeerGoneError("hung up while nothing was to be read")
 
-    def shake_hands(self, now: float) -> None:
+    def shake_hands(self, mask: int, now: float) -> None:
         """Go on with what precedes the first frame."""
-        handshake = self._handshake
-        if handshake is None:
+        greeter = self._greeter
+        if greeter is None:
             return  # It has ended, earlier in this turn.
         protocol = self.protocol
         try:
-            interest = handshake.advance()
+            if mask & (ERROR | HANGUP) and not self._interest:
+                raise PeerGoneError("hung up while nothing was to be read")
+            while self._handshakes and protocol.state is State.HANDSHAKE:
+                interest = self._handshakes[0].advance(greeter)
+                if interest is not None:
+                    self._set_interest(interest)
+                    return
+                self._pass(self._handshakes[0])
+            if protocol.state is State.HANDSHAKE:
+                protocol.established(now)
         except HandshakeError as error:
             self._host.on_handshake_failed(self, error)
             protocol.refuse(error.reason)
         except EOFError:
             protocol.receive_eof(now)
-        except PeerGoneError:
-            protocol.receive_reset()
-        else:
-            if interest:
-                self._set_interest(interest)
-                return
-            self._establish(handshake, now)
+        except PeerGoneError as error:
+            self._lose_peer(error, now)
         self._settle(now)
         if protocol.state is State.OPEN:
+            self._loop.schedule(self, protocol.next_deadline())
             # What follows may be there: an edge-triggered poller will not tell of it again.
             self.on_ready(READABLE | PEER_CLOSED, now)
 
-    def _establish(self, handshake: Handshake, now: float) -> None:
+    def _pass(self, handshake: Handshake) -> None:
+        """Go on to what follows a handshake, unless it has shown a client who may not stay."""
+        self._handshakes = self._handshakes[1:]
         if handshake.peer is not None:
             self.peer, self.proxy = handshake.peer, self.peer
-        if self._host.on_established(self):
-            self.protocol.established(now)
-            self._loop.schedule(self, self.protocol.next_deadline())
-        else:
-            self.protocol.refuse(CloseReason.REJECTED)
+            if not self._host.on_identified(self):
+                self._handshakes = ()
+                self.protocol.refuse(CloseReason.REJECTED)
 
     def on_deadline(self, now: float) -> None:
         """Act on a deadline, unless it has moved or the peer has kept it after all."""
@@ -251,10 +264,10 @@ class Connection(Timer):
 
     def _catch_up(self, now: float) -> None:
         """Take what already waits in the kernel."""
-        if self._handshake is None:
+        if self._greeter is None:
             self.on_ready(self._interest, now)
         else:
-            self.shake_hands(now)
+            self.shake_hands(0, now)
 
     def _register(self) -> None:
         self._loop.register(self._transport.fd, self, READABLE)
@@ -266,27 +279,31 @@ class Connection(Timer):
         views = self.protocol.data_to_send()
         if views:
             self.protocol.bytes_sent(self._transport.send_many(views), now)
+        elif self.protocol.at_end:
+            self.protocol.changed = True  # What has to go out is the stream's own end.
 
-    def _lose_peer(self, echo: memoryview | None, now: float) -> None:
-        if self.protocol.state is not State.CLOSED:
+    def _lose_peer(self, error: PeerGoneError, now: float) -> None:
+        if self.protocol.state is State.CLOSED:
+            return
+        if isinstance(error, StreamError):
+            self._host.on_stream_failed(self, error)
+            self.protocol.receive_failure(error.reason, now)
+        else:
             self.protocol.receive_reset()
-        if echo is not None:
-            self.protocol.unsent(echo, 0, now)  # It counts as sent, and `send` was what failed.
 
     def _settle(self, now: float) -> None:
         """Bring descriptor, interest and timer in step with a protocol that has changed."""
         protocol = self.protocol
-        if self._handshake is not None:
+        if self._greeter is not None:
             if protocol.state is State.HANDSHAKE:
                 return
-            self._handshake = None
-            self._loop.hand_over(self._transport.fd, self)
-        if protocol.wants_write and not self._interest & WRITABLE:
-            try:
+            self._end_handshakes()
+        try:
+            if protocol.wants_write and not self._interest & WRITABLE:
                 self._flush(now)  # Mostly the kernel takes it, and nobody has to wait for it.
-            except PeerGoneError:
-                protocol.receive_reset()
-        protocol.advance(now)
+        except PeerGoneError as error:
+            self._lose_peer(error, now)
+        protocol.advance(now, self._transport.take_leave)
         if protocol.state is State.CLOSED:
             self._finish()
             return
@@ -295,10 +312,21 @@ class Connection(Timer):
             self._transport.end()
         if protocol.has_backlog:
             self._loop.again(self, _BACKLOG)
+        self._watch_as_wanted()
+        self._loop.hasten(self, protocol.next_deadline())
+
+    def _end_handshakes(self) -> None:
+        if self._handshakes:
+            self._handshakes[0].abandon(self.protocol.close_reason)
+        self._handshakes = ()
+        self._greeter = None
+        self._loop.hand_over(self._transport.fd, self)
+
+    def _watch_as_wanted(self) -> None:
+        protocol = self.protocol
         self._set_interest(
             (READABLE if protocol.wants_read else 0) | (WRITABLE if protocol.wants_write else 0)
         )
-        self._loop.hasten(self, protocol.next_deadline())
 
     def _set_interest(self, interest: int) -> None:
         if interest != self._interest:
@@ -325,8 +353,8 @@ class _Greeter:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def on_ready(self, _mask: int, now: float) -> None:
-        self._connection.shake_hands(now)
+    def on_ready(self, mask: int, now: float) -> None:
+        self._connection.shake_hands(mask, now)
 
     def on_failure(self, error: Exception, now: float) -> None:
         self._connection.on_failure(error, now)

@@ -1,4 +1,4 @@
-"""What precedes the first frame of a connection, such as a PROXY header.
+"""What precedes the first frame of a connection, such as a PROXY header or a TLS handshake.
 
 It has the descriptor to itself until it is complete: the steady path of a connection knows nothing
 of it. The deadline, the end of the daemon and all else are the connection's affair meanwhile.
@@ -6,6 +6,7 @@ of it. The deadline, the end of the daemon and all else are the connection's aff
 
 from typing import Protocol
 
+from lpechod.engine.loop import Source
 from lpechod.wire.states import CloseReason
 
 
@@ -25,17 +26,25 @@ class HandshakeError(Exception):
 class Handshake(Protocol):
     """Something that precedes the first frame."""
 
-    def advance(self) -> int:
+    def advance(self, waiter: Source) -> int | None:
         """Go on as far as the descriptor is ready for it.
 
+        Args:
+            waiter: whom to call, with `Loop.again`, when it may go on for another reason than the
+                descriptor's readiness.
+
         Returns:
-            What to wait for (a mask of `lpechod.engine.poller`), or 0: it is complete.
+            What to wait for (a mask of `lpechod.engine.poller`, 0 for nothing of the descriptor),
+            or None: it is complete.
 
         Raises:
             HandshakeError: it cannot be completed.
             PeerGoneError: the connection is over.
             EOFError: the peer has ended the stream before it sent anything.
         """
+
+    def abandon(self, reason: CloseReason | None) -> None:
+        """Take note that it will not be completed, and why the connection ends."""
 
     @property
     def peer(self) -> object | None:

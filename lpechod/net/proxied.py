@@ -2,6 +2,7 @@
 
 import socket
 
+from lpechod.engine.loop import Source
 from lpechod.engine.poller import READABLE
 from lpechod.net.handshake import HandshakeError
 from lpechod.net.transport import translated
@@ -27,7 +28,7 @@ class ProxyHandshake:
         self._header = ProxyHeader()
         self._started = False
 
-    def advance(self) -> int:
+    def advance(self, _waiter: Source) -> int | None:
         """Receive what is there of the header; see `Handshake.advance`."""
         while not self._header.complete:
             try:
@@ -45,7 +46,10 @@ class ProxyHandshake:
                 self._socket.recv(self._header.take(waiting))
             except ProxyError as error:
                 raise HandshakeError(CloseReason.PROXY_ERROR, str(error)) from error
-        return 0
+        return None
+
+    def abandon(self, _reason: CloseReason | None) -> None:
+        """Do nothing: nothing is held."""
 
     @property
     def peer(self) -> tuple[str, int] | None:

@@ -15,9 +15,12 @@ from lpechod.net.counts import ConnectionCounts
 from lpechod.net.edge import EdgeConnection
 from lpechod.net.entrance import OPEN_TO_ALL, Entrance
 from lpechod.net.eventlog import EventLog
-from lpechod.net.handshake import HandshakeError
+from lpechod.net.handshake import Handshake, HandshakeError
+from lpechod.net.handshakegate import HandshakeGate
 from lpechod.net.proxied import ProxyHandshake
-from lpechod.net.transport import PlainTransport
+from lpechod.net.tls import TlsHandshake, TlsTransport
+from lpechod.net.tlsconnection import TlsConnection
+from lpechod.net.transport import PlainTransport, StreamError, Transport
 from lpechod.wire.settings import EchoSettings
 from lpechod.wire.states import CloseReason, State
 from lpechod.wire.tally import Tally
@@ -65,6 +68,7 @@ class EchoService:
         "_admission",
         "_drain",
         "_entrances",
+        "_gate",
         "_kind",
         "_log",
         "_loop",
@@ -99,6 +103,7 @@ class EchoService:
         self.draining = False
         self.tally = tally
         self.counts = ConnectionCounts()
+        self._gate = HandshakeGate(loop, settings.max_handshakes, self._note_delay)
         self.pool = BufferPool(settings.max_buffered_bytes)
         MemoryBudget(self.pool, loop, log)
         self.connections: set[Connection] = set()
@@ -132,22 +137,10 @@ class EchoService:
             client.close()
             self._note_rejection(peer, listener, refusal)
             return
-        handshake = None
         if entrance.proxies is not None:
-            handshake, host = ProxyHandshake(client), None
+            host = None
         try:
-            connection = self._kind(
-                PlainTransport(client),
-                self._loop,
-                self._settings.echo,
-                self.pool,
-                self.tally,
-                self._numbers + 1,
-                peer,
-                listener,
-                self,
-                handshake,
-            )
+            connection = self._connect(client, peer, listener, entrance)
         except (OSError, ValueError) as error:
             # The poller is full: epoll_ctl(2) ENOSPC or ENOMEM, a descriptor past FD_SETSIZE.
             self._admission.leave(host)
@@ -162,6 +155,34 @@ class EchoService:
         if self.draining:
             self._drain.hurry(connection)
 
+    def _connect(
+        self, client: socket.socket, peer: object, listener: str, entrance: Entrance
+    ) -> Connection:
+        """Put a connection together, with all that its listener demands."""
+        kind = self._kind
+        transport: Transport
+        handshakes: list[Handshake] = []
+        if entrance.proxies is not None:
+            handshakes.append(ProxyHandshake(client))
+        if entrance.tls is None:
+            transport = PlainTransport(client)
+        else:
+            kind = TlsConnection
+            transport = tls = TlsTransport(client, entrance.tls)
+            handshakes.append(TlsHandshake(tls, self._gate, self.counts.tls_handshakes))
+        return kind(
+            transport,
+            self._loop,
+            self._settings.echo,
+            self.pool,
+            self.tally,
+            self._numbers + 1,
+            peer,
+            listener,
+            self,
+            handshakes,
+        )
+
     def _screen(self, entrance: Entrance, host: str | None) -> str | None:
         """Count in whoever has connected, or say why not; of a proxy, the client is yet to come."""
         if entrance.proxies is not None:
@@ -170,10 +191,8 @@ class EchoService:
             return "denied"
         return self._admission.admit(host, self._loop.now)
 
-    def on_established(self, connection: Connection) -> bool:
+    def on_identified(self, connection: Connection) -> bool:
         """Admit the client that a proxy speaks for, or not."""
-        if connection.proxy is None:
-            return True  # The proxy speaks for itself, mostly to check our health.
         host = host_of(connection.peer)
         entrance = self._entrances[connection.listener]
         refusal: str | None = "denied"
@@ -186,16 +205,29 @@ class EchoService:
         return False
 
     def on_handshake_failed(self, connection: Connection, error: HandshakeError) -> None:
-        """Log what is wrong with a PROXY header."""
-        if self._log.permits("handshake_failed"):
+        """Log what is wrong with a PROXY header or a TLS handshake."""
+        self._note_failure("handshake_failed", connection, error)
+
+    def on_stream_failed(self, connection: Connection, error: StreamError) -> None:
+        """Log what a peer has done to its TLS stream; the end of many lacks a close_notify."""
+        if error.reason is not CloseReason.MISSING_CLOSE_NOTIFY:
+            self._note_failure("tls_failed", connection, error)
+
+    def _note_failure(
+        self, event: str, connection: Connection, error: HandshakeError | StreamError
+    ) -> None:
+        if self._log.permits(event):
             self._log.warning(
-                "handshake_failed",
+                event,
                 connection=connection.number,
                 peer=format_peer(connection.peer),
                 listener=connection.listener,
                 reason=error.reason.value,
                 problem=str(error),
             )
+
+    def _note_delay(self) -> None:
+        self.counts.tls_handshakes_delayed += 1
 
     def _note_rejection(self, peer: object, listener: str, reason: str, **why: str) -> None:
         self.counts.rejected[reason] += 1

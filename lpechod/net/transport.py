@@ -10,6 +10,8 @@ import socket
 from collections.abc import Sequence
 from typing import Protocol
 
+from lpechod.wire.states import CloseReason
+
 BLOCKED = -1
 """Nothing to be received now."""
 
@@ -43,6 +45,19 @@ class PeerGoneError(Exception):
     """The connection is over: a reset, or an error of the network. Not a fault of ours."""
 
 
+class StreamError(PeerGoneError):
+    """The peer has broken the rules of the stream; nothing more can be sent or received in it.
+
+    Args:
+        reason: the reason of the connection's end.
+        problem: what is wrong, for the log; never bytes of the peer's.
+    """
+
+    def __init__(self, reason: CloseReason, problem: str) -> None:
+        super().__init__(problem)
+        self.reason = reason
+
+
 class Transport(Protocol):
     """One stream. `fd` is what a poller watches."""
 
@@ -68,8 +83,18 @@ class Transport(Protocol):
     def send_many(self, views: Sequence[memoryview]) -> int:
         """Send several buffers with one call; otherwise as `send`."""
 
+    def take_leave(self) -> bool:
+        """Say within the stream that nothing more will be sent, if it has a word for that.
+
+        Returns:
+            Whether that is done; if not, try again when the descriptor is writable.
+        """
+
     def end(self) -> None:
-        """End our direction: the peer sees the end of the stream behind all that was sent."""
+        """End our direction: the peer sees the end of the connection behind all that was sent.
+
+        What is received from then on is only fit to be dropped.
+        """
 
     def close(self) -> None:
         """Close the descriptor."""
@@ -118,6 +143,10 @@ class PlainTransport:
             return 0
         except OSError as error:
             raise translated(error) from error
+
+    def take_leave(self) -> bool:
+        """Do nothing: the FIN says it."""
+        return True
 
     def end(self) -> None:
         """Send a FIN; on a connection that is already gone there is nothing to end."""

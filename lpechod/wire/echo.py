@@ -15,7 +15,7 @@ sent from there. Everything else goes through a buffer of the connection's own a
 """
 
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 from lpechod.wire.frames import HEADER_BYTES, TOO_LARGE, count_frames, scan, unpack_length
 from lpechod.wire.partial import PartialFrame
@@ -29,6 +29,7 @@ FRAMES_PER_TURN = 1024
 sends those must not make the others wait until all are counted."""
 
 _READING = frozenset({State.OPEN, State.DRAINING})
+_LEAVING = frozenset({State.FLUSHING, State.FINISHING})
 _OVER = frozenset({State.LINGERING, State.CLOSED})
 
 # Why reading is paused, as bits.
@@ -55,9 +56,9 @@ class EchoProtocol:
 
     __slots__ = (
         "_active_at", "_boundary_reason", "_buffers", "_drain_until", "_expires_at",
-        "_linger_until", "_owner", "_partial", "_paused", "_paused_at", "_pending", "_progress_at",
-        "_settings", "_steady", "_tally", "changed", "close_reason", "echoed_bytes", "frames",
-        "receive_into", "received_bytes", "state", "unsent_bytes",
+        "_leave_blocked", "_linger_until", "_owner", "_partial", "_paused", "_paused_at",
+        "_pending", "_progress_at", "_settings", "_steady", "_tally", "changed", "close_reason",
+        "echoed_bytes", "frames", "receive_into", "received_bytes", "state", "unsent_bytes",
     )  # fmt: skip
 
     def __init__(
@@ -75,6 +76,7 @@ class EchoProtocol:
         self._tally = tally
         self._owner = owner
         self._steady = True
+        self._leave_blocked = False
         self._partial: PartialFrame | None = None
         self._pending: PendingEchoes | None = None
         self._paused = 0
@@ -140,6 +142,13 @@ class EchoProtocol:
         self._active_at = now
         self._move(Event.EOF, CloseReason.TRUNCATED_FRAME if truncated else CloseReason.PEER_CLOSED)
 
+    def receive_failure(self, reason: CloseReason, now: float) -> None:
+        """Take note that the stream is broken: what is pending will never go out."""
+        if reason is CloseReason.MISSING_CLOSE_NOTIFY and self._partial is not None:
+            reason = CloseReason.TRUNCATED_FRAME
+        self._linger_until = now + self._settings.linger_s
+        self._move(Event.STALLED, reason)
+
     def receive_reset(self) -> None:
         """Take note that the connection is gone."""
         self._move(Event.RESET, CloseReason.RESET)
@@ -183,8 +192,13 @@ class EchoProtocol:
 
     @property
     def wants_write(self) -> bool:
-        """Whether echoes are pending."""
-        return self._pending is not None
+        """Whether echoes are pending, or the stream's own end is."""
+        return self._pending is not None or self._leave_blocked
+
+    @property
+    def at_end(self) -> bool:
+        """Whether the last echo is out, and the stream's own end is next."""
+        return self._pending is None and self.state in _LEAVING
 
     @property
     def has_backlog(self) -> bool:
@@ -202,7 +216,7 @@ class EchoProtocol:
         deadline = min(self._drain_until, self._expires_at)
         if self.state is State.HANDSHAKE:
             return min(deadline, self._active_at + settings.handshake_s)
-        if self._pending is not None:
+        if self.wants_write:
             deadline = min(deadline, self._progress_at + settings.write_s)
         if self.wants_read:
             if self._partial is not None:
@@ -227,7 +241,7 @@ class EchoProtocol:
             self._move(Event.LINGERED)
         elif self.state is State.HANDSHAKE:
             self.refuse(CloseReason.HANDSHAKE_TIMEOUT)
-        elif self._pending is not None and now >= self._progress_at + settings.write_s:
+        elif self.wants_write and now >= self._progress_at + settings.write_s:
             self._linger_until = now + settings.linger_s
             self._move(Event.STALLED, CloseReason.WRITE_TIMEOUT)
         elif self.wants_read and self._partial is not None:
@@ -245,16 +259,26 @@ class EchoProtocol:
         """End it now and drop whatever is pending."""
         self._move(Event.ABORT, reason)
 
-    def advance(self, now: float) -> None:
-        """Make the transitions that need no further input, and clear `changed`."""
+    def advance(self, now: float, leave: Callable[[], bool] = lambda: True) -> None:
+        """Make the transitions that need no further input, and clear `changed`.
+
+        Args:
+            now: the time.
+            leave: called when the last echo is out; sends the stream's own end, as TLS has one, and
+                tells whether that is out. If not, `wants_write` says so, and `write_s` runs.
+        """
         # A drain waits for a lull, since it has an end of its own. A lifetime does not: a peer that
         # keeps echoes pending all the time could put it off for ever.
         done = self._pending is None or self._boundary_reason is CloseReason.LIFETIME
         if self.state is State.DRAINING and self._partial is None and done:
             self._move(Event.BOUNDARY, self._boundary_reason)
-        if self.state in (State.FLUSHING, State.FINISHING) and self._pending is None:
-            self._linger_until = now + self._settings.linger_s
-            self._move(Event.FLUSHED)
+        if self.at_end:
+            if leave():
+                self._linger_until = now + self._settings.linger_s
+                self._move(Event.FLUSHED)
+            elif not self._leave_blocked:
+                self._leave_blocked = True
+                self._progress_at = now
         self.changed = False
 
     def pause(self, now: float, why: int = _PRESSURE) -> None:
@@ -356,8 +380,8 @@ class EchoProtocol:
 
     def _enqueue_copy(self, echo: memoryview, frames: int, now: float) -> None:
         self._owe(len(echo), frames, now)
-        if self.state is State.CLOSED:
-            return  # For want of memory, since these echoes were returned.
+        if self.state in _OVER:
+            return  # For want of memory, or broken, since these echoes were returned.
         if not self._queue(now).append_copy(echo, frames, now):
             self.abort(CloseReason.OVERLOAD)
 
@@ -396,5 +420,6 @@ class EchoProtocol:
         if self._pending is not None and self.state in _OVER:
             self._pending.discard()
             self._pending = None
+        self._leave_blocked = False
         self._steady = False  # No event leads back to OPEN; for the one to it, see `established`.
         self.changed = True

@@ -47,7 +47,7 @@ class Event(Enum):
     REFUSE = "refuse"
     """The peer broke a rule or ran out of time: end it, but let whole echoes out first."""
     STALLED = "stalled"
-    """The peer has taken nothing for too long; what is pending will never go out."""
+    """What is pending will never go out: the peer takes nothing, or the stream is broken."""
     FLUSHED = "flushed"
     """The last pending byte went to the kernel."""
     EOF = "eof"

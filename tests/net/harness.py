@@ -32,6 +32,10 @@ from lpechod.wire.states import CloseReason, State
 from lpechod.wire.tally import Tally
 from tests.engine import fake_kqueue
 from tests.fake_time import FakeClock, FakeTimePoller
+from tests.net.plainclient import Client, assert_same
+from tests.net.tlsclient import TlsClient, server_context
+
+__all__ = ["Client", "EchoServer", "TlsClient", "assert_same"]
 
 POLLERS: Mapping[str, Callable[[], Poller]] = {
     "kqueue": lambda: KqueuePoller(fake_kqueue),
@@ -41,6 +45,15 @@ POLLERS: Mapping[str, Callable[[], Poller]] = {
 
 PROXIED = Entrance(proxies=AccessList((), ()))
 """For proxies, whoever they are."""
+
+SECURED = Entrance(tls=server_context())
+"""For clients that speak TLS."""
+
+PROXIED_TLS = Entrance(proxies=AccessList((), ()), tls=server_context())
+"""For proxies whose clients speak TLS."""
+
+ENDS_WITHOUT_NOTICE = frozenset({"write_timeout", "missing_close_notify", "tls_error"})
+"""Reasons for which a TLS stream ends without a close_notify: nothing can be sent in it."""
 
 MOST_TURNS = 20_000
 """More than any operation of a test needs; a server that needs more than that hangs or spins."""
@@ -65,17 +78,6 @@ def body_of(size: int) -> bytes:
 def descriptors() -> frozenset[str]:
     """Return the descriptors of this process; the one that reads the list is always in it."""
     return frozenset(os.listdir("/dev/fd"))  # noqa: PTH208 - the numbers, not paths.
-
-
-def assert_same(expected: bytes, actual: bytes) -> None:
-    """Compare streams, and show a difference without printing megabytes."""
-    if expected != actual:
-        pairs = enumerate(zip(expected, actual, strict=False))
-        at = next((k for k, (a, b) in pairs if a != b), min(len(expected), len(actual)))
-        raise AssertionError(
-            f"streams of {len(expected)} and {len(actual)} bytes differ at {at}: "
-            f"{expected[at : at + 16].hex()} and {actual[at : at + 16].hex()}"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +243,8 @@ class EchoServer:
     def turn(self) -> int:
         """Turn once without moving the clock, and return how many events it handled."""
         self.loop.turn()
+        for client in self.clients:
+            client.pump()
         return self._events
 
     def settle(self) -> None:
@@ -322,10 +326,14 @@ class EchoServer:
         before = seen()
         self.turn_until(lambda: seen() > before, "accepted or rejected")
         self.turn_until(
-            lambda: all(
-                each.protocol.state is not State.HANDSHAKE for each in self.service.connections
+            lambda: (
+                client.greet()
+                and all(
+                    each.protocol.state is not State.HANDSHAKE for each in self.service.connections
+                )
             ),
             "through with what precedes the first frame",
+            [client.socket],
         )
         return client
 
@@ -350,7 +358,7 @@ class EchoServer:
         end.connect(address)  # Returns when the kernel has queued it.
         if self.entrance.proxies is not None:
             end.sendall(proxy_header(end))
-        client = Client(self, end)
+        client = Client(self, end) if self.entrance.tls is None else TlsClient(self, end)
         self.clients.append(client)
         return client
 
@@ -427,130 +435,7 @@ class EchoServer:
             line = lines.get(client.name)
             if client.at_end and line is not None:
                 assert line["sent_bytes"] == client.received
+                assert not client.cut or line["reason"] in ENDS_WITHOUT_NOTICE
         assert sum(self.tally.frame_sizes) == self.tally.frames
         assert sum(self.tally.echo_delays.counts) <= self.tally.delayed_frames
         assert self.tally.delayed_frames <= self.tally.frames
-
-
-class Client:
-    """A client over a non-blocking socket; waiting for the server turns the server.
-
-    Args:
-        server: whose client it is.
-        end: a connected socket.
-
-    Attributes:
-        name: how the server's log shows it; None for a UNIX socket.
-        sent: bytes that the kernel has taken.
-        received: bytes that have arrived.
-        at_end: whether it has seen the server's end of file, so that nothing was lost.
-    """
-
-    def __init__(self, server: EchoServer, end: socket.socket) -> None:
-        end.setblocking(False)
-        self.server = server
-        self.socket = end
-        self.name = None if end.family == socket.AF_UNIX else format_peer(end.getsockname())
-        self.sent = 0
-        self.received = 0
-        self.at_end = False
-
-    def send_some(self, data: bytes | memoryview) -> int:
-        """Send what the kernel takes at once, and return how much that was."""
-        try:
-            count = self.socket.send(data)
-        except BlockingIOError:
-            return 0
-        self.sent += count
-        return count
-
-    def receive_some(self, size: int = 1 << 20) -> bytes | None:
-        """Return what is there: nothing yet is empty, an end of file is None."""
-        try:
-            data = self.socket.recv(size)
-        except BlockingIOError:
-            return b""
-        if not data:
-            self.at_end = True
-            return None
-        self.received += len(data)
-        return data
-
-    def send(self, data: bytes) -> None:
-        """Send everything."""
-        self._transfer(data, 0)
-
-    def receive_exactly(self, size: int) -> bytes:
-        """Receive so many bytes."""
-        return self._transfer(b"", size)
-
-    def exchange(self, data: bytes) -> None:
-        """Send whole frames while receiving, and see exactly them come back."""
-        assert_same(data, self._transfer(data, len(data)))
-
-    def _transfer(self, data: bytes, size: int) -> bytes:
-        rest = memoryview(data)
-        echo = bytearray()
-
-        def done() -> bool:
-            nonlocal rest
-            if rest:
-                rest = rest[self.send_some(rest) :]
-            while len(echo) < size:
-                part = self.receive_some(size - len(echo))
-                assert part is not None, f"end of file after {len(echo)} of {size} bytes"
-                if not part:
-                    break
-                echo.extend(part)
-            return not rest and len(echo) == size
-
-        self.server.turn_until(done, f"{len(data)} sent, {size} received", [self.socket])
-        return bytes(echo)
-
-    def receive_to_end(self) -> bytes:
-        """Receive until the server's end of file."""
-        echo = bytearray()
-
-        def done() -> bool:
-            while part := self.receive_some():
-                echo.extend(part)
-            return part is None
-
-        self.server.turn_until(done, "end of file", [self.socket])
-        return bytes(echo)
-
-    def expect_eof(self) -> None:
-        """See the end of the stream, with nothing in front of it."""
-        assert_same(b"", self.receive_to_end())
-
-    def expect_reset(self) -> None:
-        """See the connection reset, whatever arrives before."""
-
-        def done() -> bool:
-            try:
-                while part := self.receive_some():
-                    pass
-            except ConnectionResetError:
-                return True
-            assert part is not None, "end of file instead of a reset"
-            return False
-
-        self.server.turn_until(done, "reset", [self.socket])
-
-    def expect_silence(self) -> None:
-        """See that the server has nothing to say."""
-        self.server.settle()
-        assert self.receive_some() == b""
-
-    def shutdown(self) -> None:
-        """End our direction: a FIN."""
-        self.socket.shutdown(socket.SHUT_WR)
-
-    def reset(self) -> None:
-        """Close with a reset instead of an end of file."""
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.socket.close()
-
-    def close(self) -> None:
-        """Close; with unread data the kernel makes that a reset."""
-        self.socket.close()

@@ -17,7 +17,10 @@ from lpechod.wire.settings import EchoSettings
 from lpechod.wire.states import CloseReason, State
 from tests.net.conftest import Serve
 from tests.net.harness import (
+    POLLERS,
     PROXIED,
+    PROXIED_TLS,
+    SECURED,
     Client,
     EchoServer,
     KernelBuffers,
@@ -44,10 +47,36 @@ NARROW = KernelBuffers(send=8192, receive=8192)
 """Kernel buffers that fill up soon."""
 
 
-@pytest.fixture(name="entrance", params=["direct", "proxied"])
-def _entrance(request: pytest.FixtureRequest) -> Entrance:
-    """The wire is the same behind a PROXY header."""
-    return OPEN_TO_ALL if request.param == "direct" else PROXIED
+ENTRANCES = {
+    "direct": (OPEN_TO_ALL, list(POLLERS)),
+    "proxied": (PROXIED, ["epoll", "epoll-et"]),
+    "tls": (SECURED, ["epoll", "epoll-et"]),
+    "proxied-tls": (PROXIED_TLS, ["epoll"]),
+}
+"""The wire is the same behind a PROXY header and over TLS, which know less of pollers."""
+
+CASES = [
+    pytest.param((entrance, poller), id=f"{name}-{poller}")
+    for name, (entrance, pollers) in ENTRANCES.items()
+    for poller in pollers
+    if poller in POLLERS
+]
+
+
+@pytest.fixture(name="case", params=CASES)
+def _case(request: pytest.FixtureRequest) -> tuple[Entrance, str]:
+    entrance, poller = request.param
+    return entrance, poller
+
+
+@pytest.fixture(name="entrance")
+def _entrance(case: tuple[Entrance, str]) -> Entrance:
+    return case[0]
+
+
+@pytest.fixture(name="poller_name")
+def _poller_name(case: tuple[Entrance, str]) -> str:
+    return case[1]
 
 
 def flood(client: Client, data: bytes) -> int:

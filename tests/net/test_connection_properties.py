@@ -22,7 +22,7 @@ from lpechod.engine.poller import EDGE, ERROR, HANGUP, PEER_CLOSED, READABLE, WR
 from lpechod.net.connection import Connection
 from lpechod.net.edge import EdgeConnection
 from lpechod.net.handshake import HandshakeError
-from lpechod.net.transport import BLOCKED, PeerGoneError
+from lpechod.net.transport import BLOCKED, PeerGoneError, StreamError
 from lpechod.wire import echo, pending
 from lpechod.wire.settings import EchoSettings
 from lpechod.wire.states import CloseReason, State
@@ -118,6 +118,10 @@ class KernelSocket:
         self.room -= count
         self.refused |= count < len(data)
         return count
+
+    def take_leave(self) -> bool:
+        """Have no word for it."""
+        return True
 
     def end(self) -> None:
         """Send a FIN."""
@@ -227,12 +231,16 @@ class Witness:
         """Count it."""
         self.ends += 1
 
-    def on_established(self, _connection: Connection) -> bool:
+    def on_identified(self, _connection: Connection) -> bool:
         """Nothing precedes the first frame here."""
         raise NotImplementedError
 
     def on_handshake_failed(self, _connection: Connection, error: HandshakeError) -> None:
         """Let the test fail: nothing precedes the first frame here."""
+        raise error
+
+    def on_stream_failed(self, _connection: Connection, error: StreamError) -> None:
+        """Let the test fail: this stream can't break."""
         raise error
 
     def on_defect(self, _connection: Connection, error: Exception) -> None:

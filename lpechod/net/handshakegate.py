@@ -1,0 +1,110 @@
+"""Who may go on with a TLS handshake, and when: so that a flood of them starves nobody.
+
+A handshake's first step, with its signature, takes 0.1 to 1 ms of CPU: a turn with hundreds of
+them would be a pause for every established connection. So only some steps are made in a turn, and
+only so many handshakes are under way at a time; all others wait in the order in which they came.
+What they have sent stays in the kernel meanwhile, and `timeouts.handshake` goes on.
+"""
+
+from collections.abc import Callable, Hashable
+
+from lpechod.engine.loop import Loop, Source
+
+STEPS_PER_TURN = 4
+"""About a millisecond with keys as they are usual now (P-256, or RSA of 2048 bits)."""
+
+
+class HandshakeGate:
+    """Lets handshakes go on; itself a source in the loop, for turns without other events.
+
+    Args:
+        loop: counts turns, and calls who waits.
+        limit: handshakes under way at a time, at least 1.
+        on_delay: called for each that has to wait for a place.
+
+    Attributes:
+        under_way: handshakes that have begun and not ended.
+    """
+
+    __slots__ = ("_granted", "_left", "_limit", "_loop", "_on_delay", "_resting", "_turn",
+                 "_waiting", "under_way")  # fmt: skip
+
+    def __init__(self, loop: Loop, limit: int, on_delay: Callable[[], None]) -> None:
+        self._loop = loop
+        self._limit = limit
+        self._on_delay = on_delay
+        self._turn = -1
+        self._left = 0
+        self._granted: set[Hashable] = set()
+        self._resting: dict[Hashable, Source] = {}
+        """Under way, but this turn's steps were used up."""
+        self._waiting: dict[Hashable, Source] = {}
+        """Not begun."""
+        self.under_way: set[Hashable] = set()
+
+    def admits(self, handshake: Hashable, waiter: Source) -> bool:
+        """Tell whether a handshake may make a step now.
+
+        Args:
+            handshake: identifies it.
+            waiter: called in a later turn (`Loop.again`) if it may not.
+        """
+        if handshake in self._granted:
+            self._granted.remove(handshake)
+            return True
+        if handshake in self._resting or handshake in self._waiting:
+            return False
+        self._begin_turn()
+        under_way = handshake in self.under_way
+        if self._left and not self._resting:
+            if under_way or (len(self.under_way) < self._limit and not self._waiting):
+                self._left -= 1
+                self.under_way.add(handshake)
+                return True
+        if under_way:
+            self._resting[handshake] = waiter
+        else:
+            if len(self.under_way) >= self._limit:
+                self._on_delay()
+            self._waiting[handshake] = waiter
+        self._ask()
+        return False
+
+    def leave(self, handshake: Hashable) -> None:
+        """Give the place of a handshake to another; it has ended, whether it had begun or not."""
+        self._resting.pop(handshake, None)
+        self._waiting.pop(handshake, None)
+        self._granted.discard(handshake)
+        self.under_way.discard(handshake)
+        self._ask()
+
+    def on_ready(self, _mask: int, _now: float) -> None:
+        """Let the next ones step, in the turn after this."""
+        self._begin_turn()
+        while self._left and self._resting:
+            self._grant(self._resting)
+        while self._left and self._waiting and len(self.under_way) < self._limit:
+            self._grant(self._waiting)
+        self._ask()
+
+    def on_failure(self, error: Exception, _now: float) -> None:
+        """Pass a defect on: nobody would be let through any more."""
+        raise error
+
+    def _begin_turn(self) -> None:
+        if self._turn != self._loop.turns:
+            self._turn = self._loop.turns
+            self._left = STEPS_PER_TURN
+
+    def _grant(self, queue: dict[Hashable, Source]) -> None:
+        handshake = next(iter(queue))
+        waiter = queue.pop(handshake)
+        self._left -= 1
+        self.under_way.add(handshake)
+        self._granted.add(handshake)
+        self._loop.again(waiter, 0)
+
+    def _ask(self) -> None:
+        """Come again in the next turn if there is somebody who may go on then."""
+        if self._resting or (self._waiting and len(self.under_way) < self._limit):
+            self._loop.again(self, 0)

@@ -1,0 +1,309 @@
+"""TLS on a connection: the stream and its handshake, by OpenSSL on the socket itself.
+
+OpenSSL reads one record at a time from the socket, and nothing of the next one. So whatever has not
+been decrypted waits in the kernel, where a poller sees it; what no poller sees is the rest of a
+record that was larger than the buffer it was read into, and that is told by `TlsTransport.more`.
+The other way, with memory BIOs in between, was measured and rejected: two reads for each record
+become one, but a small record costs no less, and each connection keeps buffers of the size of the
+largest burst that it ever had. OpenSSL frees its own when they are empty (SSL_MODE_RELEASE_BUFFERS,
+which Python sets; SSL_CTX_set_mode(3)).
+
+What it says of errors (SSL_get_error(3)) becomes three things: `BLOCKED`, which may mean either
+direction (`TlsTransport.crossed`); `PeerGoneError`, as without TLS; and `StreamError`.
+"""
+
+import os
+import socket
+import ssl
+from collections.abc import Iterator, Sequence
+
+from lpechod.engine.loop import Source
+from lpechod.engine.poller import READABLE, WRITABLE
+from lpechod.net.handshake import HandshakeError
+from lpechod.net.handshakegate import HandshakeGate
+from lpechod.net.transport import BLOCKED, PEER_GONE, PeerGoneError, StreamError, translated
+from lpechod.wire.states import CloseReason
+
+RECORD_BYTES = 16384
+"""Most plaintext of one record (RFC 8446, 5.1)."""
+
+
+_HINTS = {
+    "HTTP_REQUEST": "it speaks HTTP without TLS",
+    "WRONG_VERSION_NUMBER": "what it sends is no TLS",
+}
+
+
+class TlsTransport:
+    """A connected stream socket with TLS, of which we are the server.
+
+    Args:
+        connected: the socket; made non-blocking here and owned from now on.
+        context: certificate, key and all else that governs the handshake.
+
+    Attributes:
+        eager: whether to receive all there is, record by record, with one call.
+        more: whether something has been received that no poller will tell of.
+        crossed: what the latest calls wait for against appearances: `WRITABLE` if receiving does,
+            `READABLE` if sending does. For whoever waits to clear.
+    """
+
+    __slots__ = ("_context", "_failure", "_socket", "_stream", "crossed", "eager", "fd", "more")
+
+    def __init__(self, connected: socket.socket, context: ssl.SSLContext) -> None:
+        connected.setblocking(False)
+        self._socket = connected
+        self._stream: ssl.SSLSocket | None = None
+        self._context = context
+        self._failure: Exception | None = None
+        self.fd = connected.fileno()
+        self.eager = False
+        self.more = False
+        self.crossed = 0
+
+    @property
+    def touched(self) -> bool:
+        """Whether there is something to be received.
+
+        Raises:
+            EOFError: the peer has ended the stream before it sent anything.
+            PeerGoneError: the connection is over.
+        """
+        try:
+            if not self._socket.recv(1, socket.MSG_PEEK):
+                raise EOFError
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise translated(error) from error
+        return True
+
+    def shake_hands(self) -> int | None:
+        """Go on with the handshake; returns as `Handshake.advance`, and raises what OpenSSL does.
+
+        To be called from the first byte on. Nothing is allocated before: silence is the cheapest of
+        floods, and shall be as cheap for us.
+        """
+        stream = self._socket
+        if not isinstance(stream, ssl.SSLSocket):
+            stream = self._socket = self._context.wrap_socket(
+                stream,
+                server_side=True,
+                do_handshake_on_connect=False,
+                suppress_ragged_eofs=False,
+            )
+        try:
+            stream.do_handshake()
+        except ssl.SSLWantReadError:
+            return READABLE
+        except ssl.SSLWantWriteError:
+            return WRITABLE
+        self._stream = stream
+        return None
+
+    def receive(self, buffer: memoryview) -> int:
+        """Receive into a buffer; see `Transport.receive`.
+
+        Raises:
+            StreamError: the peer has broken the rules of TLS, or has not ended the stream by them.
+        """
+        stream = self._stream
+        if stream is None:
+            return self._discard(buffer)
+        if self._failure is not None:
+            raise self._failure
+        self.more = False
+        count = 0
+        room = len(buffer)
+        try:
+            while count < room:
+                left = room - count
+                size = stream.recv_into(buffer[count:] if count else buffer, left)
+                count += size
+                if not size or (size < RECORD_BYTES and size < left and not self.eager):
+                    # Mostly the kernel has no other record; if it has, the poller will tell. Of an
+                    # end of the stream that came behind data, it may not.
+                    self.more = not size and count > 0
+                    return count
+            self.more = stream.pending() > 0
+        except ssl.SSLWantReadError:
+            return count or BLOCKED
+        except ssl.SSLWantWriteError:
+            self.crossed |= WRITABLE
+            return count or BLOCKED
+        except OSError as error:
+            self._failure = failure(error)
+            if not count:
+                raise self._failure from error
+            self.more = True
+        return count
+
+    def send(self, data: memoryview) -> int:
+        """Send; see `Transport.send`.
+
+        What OpenSSL has encrypted and the kernel has refused is not counted: the next call has to
+        bring the same bytes again, and maybe more behind them (SSL_write(3)). It does, as what a
+        connection has to send only grows at its end.
+        """
+        stream = self._stream
+        if stream is None:
+            raise PeerGoneError("the stream has ended")
+        if self._failure is not None:
+            raise self._failure
+        sent = 0
+        size = len(data)
+        try:
+            while sent < size:
+                # A record at a time (SSL_MODE_ENABLE_PARTIAL_WRITE, which Python sets).
+                sent += stream.send(data[sent:] if sent else data)
+        except ssl.SSLWantWriteError:
+            pass
+        except ssl.SSLWantReadError:
+            self.crossed |= READABLE
+        except OSError as error:
+            self._failure = failure(error)
+            raise self._failure from error
+        return sent
+
+    def send_many(self, views: Sequence[memoryview]) -> int:
+        """Send several buffers, small ones as one record; see `Transport.send_many`."""
+        sent = 0
+        for data in _joined(views):
+            count = self.send(data)
+            sent += count
+            if count < len(data):
+                break
+        return sent
+
+    def take_leave(self) -> bool:
+        """Send a close_notify; see `Transport.take_leave`."""
+        if self._stream is None or self._failure is not None:
+            return True
+        try:
+            self._stream.unwrap()
+        except ssl.SSLWantWriteError:
+            return False
+        except OSError:
+            # It is out, but the peer's is not there yet (SSLWantReadError), or other data is in
+            # front of it; or nobody is there any more to take leave of.
+            pass
+        self._stream = None
+        return True
+
+    def end(self) -> None:
+        """Send a FIN; what is received from now on is not decrypted any more."""
+        self._stream = None
+        self.more = False
+        self.crossed = 0
+        try:
+            socket.socket.shutdown(self._socket, socket.SHUT_WR)
+        except OSError as error:
+            if error.errno not in PEER_GONE:
+                raise
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def _discard(self, buffer: memoryview) -> int:
+        """Receive what nobody will decrypt, so that it does not count."""
+        try:
+            return BLOCKED if os.readv(self.fd, (buffer,)) else 0
+        except BlockingIOError:
+            return BLOCKED
+        except OSError as error:
+            raise translated(error) from error
+
+
+class TlsHandshake:
+    """The handshake of a TLS connection, when its turn has come.
+
+    Args:
+        transport: the connection's.
+        gate: bounds how many handshakes are under way, and their work in a turn.
+        results: where to count what becomes of it, by `lpechod.net.counts.HANDSHAKE_RESULTS`.
+    """
+
+    __slots__ = ("_gate", "_results", "_touched", "_transport")
+
+    peer = None
+    """A certificate is no address."""
+
+    def __init__(
+        self, transport: TlsTransport, gate: HandshakeGate, results: dict[str, int]
+    ) -> None:
+        self._transport = transport
+        self._gate = gate
+        self._results = results
+        self._touched = False
+
+    def advance(self, waiter: Source) -> int | None:
+        """Go on; see `Handshake.advance`. Who has sent nothing yet need not pass the gate."""
+        if not self._touched:
+            if not self._transport.touched:
+                return READABLE
+            self._touched = True
+        if not self._gate.admits(self, waiter):
+            return 0
+        try:
+            interest = self._transport.shake_hands()
+        except OSError as error:
+            problem = failure(error)
+            if isinstance(problem, StreamError):
+                raise HandshakeError(CloseReason.TLS_ERROR, str(problem)) from error
+            raise problem from error
+        if interest is None:
+            self._gate.leave(self)
+            self._results["completed"] += 1
+        return interest
+
+    def abandon(self, reason: CloseReason | None) -> None:
+        """Give its place to another, and count it; see `Handshake.abandon`."""
+        self._gate.leave(self)
+        if reason is CloseReason.TLS_ERROR:
+            self._results["failed"] += 1
+        elif reason is CloseReason.HANDSHAKE_TIMEOUT:
+            self._results["timed_out"] += 1
+        else:
+            self._results["abandoned"] += 1
+
+
+def failure(error: OSError) -> Exception:
+    """Turn an error of OpenSSL's, or of the kernel's, into what a transport raises.
+
+    SSLError is an OSError whose number is none of errno(3).
+    """
+    if isinstance(error, ssl.SSLEOFError) and error.reason:
+        return StreamError(CloseReason.MISSING_CLOSE_NOTIFY, "the stream ends without close_notify")
+    if isinstance(error, ssl.SSLSyscallError | ssl.SSLEOFError):
+        # Python calls it an end of file, too, when read(2) has failed (SSL_read_ex(3) returns 0 for
+        # either); but only in the other case OpenSSL has a reason.
+        return PeerGoneError("the connection is over")
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return StreamError(CloseReason.TLS_ERROR, f"certificate: {error.verify_message}")
+    if isinstance(error, ssl.SSLError):
+        reason = error.reason or "unknown"
+        return StreamError(
+            CloseReason.TLS_ERROR, _HINTS.get(reason, reason.replace("_", " ").lower())
+        )
+    return translated(error)
+
+
+def _joined(views: Sequence[memoryview]) -> Iterator[memoryview]:
+    """Join neighbours that are smaller than a record, up to one: each costs a call and 22 bytes."""
+    gathered = bytearray()
+    for view in views:
+        rest = view
+        if gathered:
+            rest = view[RECORD_BYTES - len(gathered) :]
+            gathered += view[: RECORD_BYTES - len(gathered)]
+            if len(gathered) < RECORD_BYTES:
+                continue
+            yield memoryview(gathered)
+            gathered = bytearray()
+        whole = len(rest) // RECORD_BYTES * RECORD_BYTES
+        if whole:
+            yield rest[:whole]
+        gathered += rest[whole:]
+    if gathered:
+        yield memoryview(gathered)

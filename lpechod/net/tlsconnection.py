@@ -1,0 +1,47 @@
+"""A connection over TLS: where readiness of the descriptor and of the stream are not the same.
+
+Two differences. A record that was larger than the buffer leaves bytes inside OpenSSL, which no
+poller tells of: the connection asks the loop to be called again. And either direction may have to
+wait for the other (a key update that arrives while nothing can be sent). The descriptor is always
+watched level-triggered, also where others are not: OpenSSL leaves unread records in the kernel, and
+so the kernel goes on to tell of them.
+"""
+
+from lpechod.engine.poller import READABLE, WRITABLE
+from lpechod.net.connection import Connection
+from lpechod.net.tls import TlsTransport
+from lpechod.wire.states import State
+
+
+class TlsConnection(Connection):
+    """One client, over TLS."""
+
+    __slots__ = ()
+
+    _transport: TlsTransport
+
+    def on_ready(self, mask: int, now: float) -> None:
+        """Handle readiness, and come again for what the poller does not see."""
+        transport = self._transport
+        crossed = transport.crossed
+        if crossed:
+            transport.crossed = 0
+            if mask & crossed:
+                mask |= READABLE | WRITABLE
+        super().on_ready(mask, now)
+        if transport.more and self._interest & READABLE:
+            self._loop.again(self, READABLE)
+        if (crossed or transport.crossed) and self.protocol.state is not State.CLOSED:
+            self._watch_as_wanted()
+
+    def _catch_up(self, now: float) -> None:
+        self._transport.eager = True
+        try:
+            super()._catch_up(now)
+        finally:
+            self._transport.eager = False
+
+    def _set_interest(self, interest: int) -> None:
+        if self._transport.more and interest & ~self._interest & READABLE:
+            self._loop.again(self, READABLE)  # What was left when reading was paused.
+        super()._set_interest(interest | self._transport.crossed)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from lpechod.engine.buffers import BufferPool
-from lpechod.engine.loop import Loop
+from lpechod.engine.loop import Loop, Source
 from lpechod.engine.poller import ERROR, HANGUP, PEER_CLOSED, READABLE, WRITABLE
 from lpechod.engine.wheel import Timer
 from lpechod.net.handshake import Handshake, HandshakeError
@@ -168,17 +168,14 @@ class Connection(Timer):
         if greeter is None:
             return  # It has ended, earlier in this turn.
         protocol = self.protocol
+        if mask & (ERROR | HANGUP) and not self._interest:
+            # Nobody looks for it, but it can't be masked.
+            protocol.receive_reset()
+            self._settle(now)
+            return
         try:
-            if mask & (ERROR | HANGUP) and not self._interest:
-                raise PeerGoneError("hung up while nothing was to be read")
-            while self._handshakes and protocol.state is State.HANDSHAKE:
-                interest = self._handshakes[0].advance(greeter)
-                if interest is not None:
-                    self._set_interest(interest)
-                    return
-                self._pass(self._handshakes[0])
-            if protocol.state is State.HANDSHAKE:
-                protocol.established(now)
+            if not self._greet(greeter, now):
+                return
         except HandshakeError as error:
             self._host.on_handshake_failed(self, error)
             protocol.refuse(error.reason)
@@ -191,6 +188,18 @@ class Connection(Timer):
             self._loop.schedule(self, protocol.next_deadline())
             # What follows may be there: an edge-triggered poller will not tell of it again.
             self.on_ready(READABLE | PEER_CLOSED, now)
+
+    def _greet(self, greeter: Source, now: float) -> bool:
+        """Take the handshakes as far as they go, and tell whether that is to their end."""
+        while self._handshakes and self.protocol.state is State.HANDSHAKE:
+            interest = self._handshakes[0].advance(greeter)
+            if interest is not None:
+                self._set_interest(interest)
+                return False
+            self._pass(self._handshakes[0])
+        if self.protocol.state is State.HANDSHAKE:
+            self.protocol.established(now)
+        return True
 
     def _pass(self, handshake: Handshake) -> None:
         """Go on to what follows a handshake, unless it has shown a client who may not stay."""

@@ -56,11 +56,11 @@ class HandshakeGate:
             return False
         self._begin_turn()
         under_way = handshake in self.under_way
-        if self._left and not self._resting:
-            if under_way or (len(self.under_way) < self._limit and not self._waiting):
-                self._left -= 1
-                self.under_way.add(handshake)
-                return True
+        has_place = under_way or (len(self.under_way) < self._limit and not self._waiting)
+        if has_place and self._left and not self._resting:
+            self._left -= 1
+            self.under_way.add(handshake)
+            return True
         if under_way:
             self._resting[handshake] = waiter
         else:

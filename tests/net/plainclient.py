@@ -154,3 +154,7 @@ class Client:
     def close(self) -> None:
         """Close; with unread data the kernel makes that a reset."""
         self.socket.close()
+
+    def drop(self) -> None:
+        """Close without a word."""
+        self.socket.close()

@@ -942,6 +942,7 @@ class TestDrain:
         client = server.dial()
         client.send_some(frame(b"queued"))
         self.drain(server)
+        server.pass_time(1 + TICK)
 
         assert client.receive_to_end() == frame(b"queued")
         client.close()
@@ -1104,7 +1105,7 @@ class TestPeers:
         client = server.connect(buffers=NARROW)
         client.send(frame(body_of(100_000 if pending else 10)))
         server.settle()
-        client.close()
+        client.drop()
         server.turn_until(lambda: not server.service.connections, "closed")
 
         assert server.log.of("connection_closed")[0]["reason"] == "reset"

@@ -562,11 +562,9 @@ class TestDoesNotRead:
     def test_unsent_memory_is_bounded(self, serve: Serve) -> None:
         """However much a peer offers, what is held for it stays near the high watermark."""
         server, client, stream, sent = paused(serve)
-        held = server.service.pool.held
         for _ in range(20):
             flood(client, stream[sent:])
-
-        assert server.service.pool.held == held <= 4 * MOST_READ
+            assert server.service.pool.held <= 4 * MOST_READ
 
     def test_tiny_frames_take_no_more(self, serve: Serve) -> None:
         """Echoes of four bytes wait as closely packed as those of a thousand."""
@@ -631,8 +629,10 @@ class TestDoesNotRead:
         stream = frame(body_of(4000)) * 10
         client.send(stream)
         server.settle()
-        assert server.connection_of(client).protocol.unsent_bytes
-        server.pass_time(30 + TICK)
+        protocol = server.connection_of(client).protocol
+        assert protocol.unsent_bytes
+        while protocol.state is State.OPEN:  # The kernel moves bytes for a while yet.
+            server.pass_time(1)
 
         echo = client.receive_to_end()
         assert_same(stream[: len(echo)], echo)

@@ -16,6 +16,7 @@ from lpechod.net.edge import EdgeConnection
 from lpechod.net.entrance import OPEN_TO_ALL, Entrance
 from lpechod.net.eventlog import EventLog
 from lpechod.net.handshake import HandshakeError
+from lpechod.net.overload import Overload
 from lpechod.net.proxied import ProxyHandshake
 from lpechod.net.transport import PlainTransport
 from lpechod.wire.settings import EchoSettings
@@ -47,6 +48,8 @@ class ServiceSettings:
     max_buffered_bytes: int = 256 << 20
     max_handshakes: int = 256
     """TLS handshakes under way at a time."""
+    overload_percent: int = 90
+    """Part of the limits on connections and on memory at which there is overload."""
 
 
 class EchoService:
@@ -70,11 +73,13 @@ class EchoService:
         "_loop",
         "_numbers",
         "_settings",
+        "budget",
         "connections",
         "counts",
         "draining",
         "on_count",
         "on_departure",
+        "overload",
         "pool",
         "tally",
     )
@@ -100,8 +105,10 @@ class EchoService:
         self.tally = tally
         self.counts = ConnectionCounts()
         self.pool = BufferPool(settings.max_buffered_bytes)
-        MemoryBudget(self.pool, loop, log)
+        self.budget = MemoryBudget(self.pool, loop, log, settings.overload_percent)
         self.connections: set[Connection] = set()
+        mark = -(-settings.admission.max_connections * settings.overload_percent // 100)
+        self.overload = Overload(mark, self._admission, self.connections, loop, log)
         self.on_departure: Callable[[], None] = lambda: None
         """Called after each close, when its descriptor is free again."""
         self.on_count: Callable[[int], None] = lambda _connections: None

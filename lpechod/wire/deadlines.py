@@ -69,10 +69,30 @@ class Deadlines(ABC):
             deadline = min(deadline, self._progress_at + settings.write_s)
         if self.wants_read:
             if self._partial is not None:
-                deadline = min(deadline, self._partial.deadline(settings))
+                whole_by = self._partial.deadline(settings.frame_s, settings.min_rate_bytes_per_s)
+                deadline = min(deadline, whole_by)
             elif self._pending is None:
                 deadline = min(deadline, self._active_at + settings.idle_s)
         return deadline
+
+    def overdue_at(self) -> float:
+        """Return from when on it may be closed to make room for others; inf is never.
+
+        That is the deadline of its idle time or of its frame under the shorter time-outs of an
+        overload. What precedes the first frame counts as idle time. Whoever has echoes to take, is
+        paused, or is being ended anyway, is never overdue.
+        """
+        settings = self._settings
+        if self.state is State.HANDSHAKE:
+            return self._active_at + settings.overload_idle_s
+        if self.state in (State.OPEN, State.DRAINING) and self.wants_read:
+            if self._partial is not None:
+                return self._partial.deadline(
+                    settings.overload_frame_s, settings.min_rate_bytes_per_s
+                )
+            if self._pending is None:
+                return self._active_at + settings.overload_idle_s
+        return math.inf
 
     def handle_deadline(self, now: float) -> None:
         """Act on every deadline that has passed."""
@@ -92,7 +112,7 @@ class Deadlines(ABC):
             self._linger_until = now + settings.linger_s
             self._move(Event.STALLED, CloseReason.WRITE_TIMEOUT)
         elif self.wants_read and self._partial is not None:
-            if now >= self._partial.deadline(settings):
+            if now >= self._partial.deadline(settings.frame_s, settings.min_rate_bytes_per_s):
                 self.refuse(CloseReason.FRAME_TIMEOUT)
         elif self.wants_read and self._pending is None and now >= self._active_at + settings.idle_s:
             self.refuse(CloseReason.IDLE_TIMEOUT)

@@ -11,8 +11,8 @@ from tests.net.conftest import Serve
 from tests.net.harness import Client, EchoServer, KernelBuffers, assert_same, body_of, frame
 
 LIMIT = 2 << 20
-ALARM = LIMIT // 8 * 7
-RELIEVED = LIMIT // 4 * 3
+ALARM = LIMIT * 9 // 10
+RELIEVED = ALARM * 5 // 6
 ECHO = EchoSettings(
     max_frame_bytes=64 << 10,
     high_watermark_bytes=256 << 10,
@@ -62,7 +62,7 @@ def _holder(server: EchoServer) -> Callable[[int], Client]:
 
 
 class TestShortage:
-    """Past seven eighths: the large are paused, and after a second the largest are shed."""
+    """Past nine tenths: the large are paused, and after a second the largest are shed."""
 
     def fill(self, server: EchoServer, holder: Callable[[int], Client]) -> list[Client]:
         """Hold memory until the alarm rings."""

@@ -11,7 +11,7 @@ is the only place that closes. Invariants:
   when the turn ends.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from lpechod.engine.buffers import BufferPool
@@ -213,17 +213,9 @@ class Connection(Timer):
     def on_deadline(self, now: float) -> None:
         """Act on a deadline, unless it has moved or the peer has kept it after all."""
         protocol = self.protocol
-        if now >= protocol.next_deadline():
-            # Bytes that already wait in the kernel were in time, however late this turn comes: the
-            # process may have been stopped for a minute (SIGSTOP, a suspended machine).
-            for _ in range(_LAST_READS):
-                received = protocol.received_bytes
-                self._catch_up(now)
-                if protocol.received_bytes == received or now < protocol.next_deadline():
-                    break
-            if protocol.state is not State.CLOSED and now >= protocol.next_deadline():
-                protocol.handle_deadline(now)
-                self._settle(now)
+        if self._is_late(protocol.next_deadline, now):
+            protocol.handle_deadline(now)
+            self._settle(now)
         if protocol.state is not State.CLOSED:
             self._loop.hasten(self, protocol.next_deadline())
 
@@ -244,6 +236,21 @@ class Connection(Timer):
         if self.protocol.state is not State.CLOSED:
             self.protocol.drain(until)
             self._settle(now)
+
+    def vacate(self, now: float) -> bool:
+        """Close in good order to make room for others, if it is overdue after all.
+
+        Returns:
+            Whether it closes.
+        """
+        try:
+            if not self._is_late(self.protocol.overdue_at, now):
+                return False
+            self.protocol.refuse(CloseReason.OVERLOAD)
+            self._settle(now)
+        except Exception as error:  # noqa: BLE001 - a defect ends its own connection only.
+            self.on_failure(error, now)
+        return True
 
     def shed(self, now: float) -> None:
         """Close at once and free all memory: there is too little for everybody."""
@@ -270,6 +277,21 @@ class Connection(Timer):
         self._loop.unregister(self._transport.fd)
         self._transport.close()
         self._host.on_closed(self)
+
+    def _is_late(self, deadline: Callable[[], float], now: float) -> bool:
+        """Tell whether a deadline has passed, and still has when all that is there is read.
+
+        Bytes that already wait in the kernel were in time, however late this turn comes: the
+        process may have been stopped for a minute (SIGSTOP, a suspended machine).
+        """
+        for _ in range(_LAST_READS):
+            if now < deadline():
+                return False
+            received = self.protocol.received_bytes
+            self._catch_up(now)
+            if self.protocol.received_bytes == received:
+                break
+        return now >= deadline()
 
     def _catch_up(self, now: float) -> None:
         """Take what already waits in the kernel."""

@@ -31,6 +31,10 @@ PAUSE_REASONS = ("emfile", "enfile", "enobufs", "enomem", "other", "balance")
 was so far ahead of its siblings that it left the next connections to them, which is no error."""
 
 
+SCARCE_RESOURCES = ("connections", "memory")
+"""What a worker can be short of: places among ``max_connections``, or ``max_buffered`` bytes."""
+
+
 @dataclass(slots=True)
 class ConnectionCounts:
     """Totals since the worker started."""

@@ -17,6 +17,7 @@ from lpechod.net.entrance import OPEN_TO_ALL, Entrance
 from lpechod.net.eventlog import EventLog
 from lpechod.net.handshake import Handshake, HandshakeError
 from lpechod.net.handshakegate import HandshakeGate
+from lpechod.net.overload import Overload
 from lpechod.net.proxied import ProxyHandshake
 from lpechod.net.tls import TlsHandshake, TlsTransport
 from lpechod.net.tlsconnection import TlsConnection
@@ -50,6 +51,8 @@ class ServiceSettings:
     max_buffered_bytes: int = 256 << 20
     max_handshakes: int = 256
     """TLS handshakes under way at a time."""
+    overload_percent: int = 90
+    """Part of the limits on connections and on memory at which there is overload."""
 
 
 class EchoService:
@@ -74,11 +77,13 @@ class EchoService:
         "_loop",
         "_numbers",
         "_settings",
+        "budget",
         "connections",
         "counts",
         "draining",
         "on_count",
         "on_departure",
+        "overload",
         "pool",
         "tally",
     )
@@ -105,8 +110,10 @@ class EchoService:
         self.counts = ConnectionCounts()
         self._gate = HandshakeGate(loop, settings.max_handshakes, self._note_delay)
         self.pool = BufferPool(settings.max_buffered_bytes)
-        MemoryBudget(self.pool, loop, log)
+        self.budget = MemoryBudget(self.pool, loop, log, settings.overload_percent)
         self.connections: set[Connection] = set()
+        mark = -(-settings.admission.max_connections * settings.overload_percent // 100)
+        self.overload = Overload(mark, self._admission, self.connections, loop, log)
         self.on_departure: Callable[[], None] = lambda: None
         """Called after each close, when its descriptor is free again."""
         self.on_count: Callable[[int], None] = lambda _connections: None

@@ -196,6 +196,12 @@ class LimitsConfig(Table):
         default=256 << 20,
         description="Bytes a worker holds for all its connections; beyond, the largest are shed.",
     )
+    overload_threshold: Count = Field(
+        default=90,
+        ge=50,
+        le=100,
+        description="Percent of max_connections, and of max_buffered, at which overload begins.",
+    )
 
     @field_validator("low_watermark")
     @classmethod
@@ -253,6 +259,14 @@ class TimeoutsConfig(Table):
     lifetime: Timeout = Field(
         default=float("inf"),
         description="Age at which a connection is closed, at its next frame boundary.",
+    )
+    overload_idle: Timeout = Field(
+        default=10.0,
+        description="Under overload, silence after which a connection may be closed for others.",
+    )
+    overload_frame: Timeout = Field(
+        default=5.0,
+        description="Under overload, the same as frame for whoever is then closed for others.",
     )
 
 

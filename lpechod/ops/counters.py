@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 
 from lpechod.engine.loop import Loop
-from lpechod.net.counts import PAUSE_REASONS, REJECT_REASONS
+from lpechod.net.counts import PAUSE_REASONS, REJECT_REASONS, SCARCE_RESOURCES
 from lpechod.net.service import EchoService
 from lpechod.wire.frames import HEADER_BYTES, SIZE_CLASSES
 from lpechod.wire.states import CloseReason
@@ -38,8 +38,9 @@ def _zeros(count: int) -> Callable[[], list[int]]:
 class Totals:
     """Counters and gauges of one worker, or the sum over several.
 
-    Lists follow the order of `CloseReason`, `REJECT_REASONS` and `PAUSE_REASONS`, or hold the
-    classes of a histogram; sums of histograms are in nanoseconds, or bytes.
+    Lists follow the order of `CloseReason`, `REJECT_REASONS`, `PAUSE_REASONS` and
+    `SCARCE_RESOURCES`, or hold the classes of a histogram; sums of histograms are in nanoseconds,
+    or bytes.
     """
 
     connections_accepted: int = 0
@@ -63,6 +64,7 @@ class Totals:
     timer_entries: int = 0
     log_lines_suppressed: int = 0
     log_lines_dropped: int = 0
+    overload_ns: list[int] = field(default_factory=_zeros(len(SCARCE_RESOURCES)))
     loop_spins: int = 0
     """Turns that did nothing, see the spin detector."""
 
@@ -198,6 +200,9 @@ def gather(service: EchoService, loop: Loop, watch: TurnWatch) -> Totals:
         buffered_bytes=service.pool.held,
         backpressure_pauses=tally.backpressure_pauses,
         timer_entries=loop.timers,
+        overload_ns=[
+            round(seconds * 1e9) for seconds in (service.overload.seconds, service.budget.seconds)
+        ],
     )
 
 

@@ -18,7 +18,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from lpechod import __version__
-from lpechod.net.counts import PAUSE_REASONS, REJECT_REASONS
+from lpechod.net.counts import PAUSE_REASONS, REJECT_REASONS, SCARCE_RESOURCES
 from lpechod.ops.counters import Totals
 from lpechod.wire.states import CloseReason
 
@@ -173,6 +173,14 @@ def _internals(totals: Totals) -> Iterator[Metric]:
         "Memory held for bytes that wait, of limits.max_buffered for each worker.",
         totals.buffered_bytes,
     )
+    overload = CounterMetricFamily(
+        "lpechod_overload_seconds",
+        "Time that workers have spent short of a resource, all together.",
+        labels=["resource"],
+    )
+    for resource, nanoseconds in zip(SCARCE_RESOURCES, totals.overload_ns, strict=True):
+        overload.add_metric([resource], nanoseconds / 1e9)
+    yield overload
     yield _counter(
         "lpechod_backpressure_pauses",
         "Times that reading from a client was paused.",

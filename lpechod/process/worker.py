@@ -103,6 +103,7 @@ class Worker(Timer):
         self._spin.check(now)
         self._publish()
         self._siblings.observe()
+        self._service.overload.check(now)
         if not self._service.draining:
             paused = self._acceptor.suspended
             self._slot.state = SlotState.PAUSED if paused else SlotState.READY
@@ -235,6 +236,8 @@ def service_settings(config: Config) -> ServiceSettings:
             write_s=timeouts.write,
             handshake_s=timeouts.handshake,
             lifetime_s=timeouts.lifetime,
+            overload_idle_s=timeouts.overload_idle,
+            overload_frame_s=timeouts.overload_frame,
         ),
         admission=AdmissionLimits(
             max_connections=limits.max_connections,
@@ -245,4 +248,5 @@ def service_settings(config: Config) -> ServiceSettings:
             connection_burst=limits.connection_burst,
         ),
         max_buffered_bytes=limits.max_buffered,
+        overload_percent=limits.overload_threshold,
     )

@@ -14,9 +14,9 @@ in the buffer that all connections share, and the part of it that is whole frame
 sent from there. Everything else goes through a buffer of the connection's own and a queue.
 """
 
-import math
 from collections.abc import Callable, Hashable
 
+from lpechod.wire.deadlines import Deadlines
 from lpechod.wire.frames import HEADER_BYTES, TOO_LARGE, count_frames, scan, unpack_length
 from lpechod.wire.partial import PartialFrame
 from lpechod.wire.pending import Buffers, PendingEchoes
@@ -37,7 +37,7 @@ _WATERMARK = 1
 _PRESSURE = 2
 
 
-class EchoProtocol:
+class EchoProtocol(Deadlines):
     """The echo protocol for one connection.
 
     Receive into `receive_into`, hand the count to `receive_data`, and send what it returns before
@@ -55,35 +55,28 @@ class EchoProtocol:
     """
 
     __slots__ = (
-        "_active_at", "_boundary_reason", "_buffers", "_drain_until", "_expires_at",
-        "_leave_blocked", "_linger_until", "_owner", "_partial", "_paused", "_paused_at",
-        "_pending", "_progress_at", "_settings", "_steady", "_tally", "changed", "close_reason",
-        "echoed_bytes", "frames", "receive_into", "received_bytes", "state", "unsent_bytes",
+        "_buffers", "_leave_blocked", "_owner", "_paused", "_paused_at", "_steady", "_tally",
+        "changed", "close_reason", "echoed_bytes", "frames", "receive_into", "received_bytes",
+        "unsent_bytes",
     )  # fmt: skip
 
     def __init__(
         self, settings: EchoSettings, buffers: Buffers, tally: Tally, owner: Hashable, now: float,
         *, handshake: bool = False,
     ) -> None:  # fmt: skip
-        self.state = State.HANDSHAKE if handshake else State.OPEN
+        super().__init__(settings, State.HANDSHAKE if handshake else State.OPEN, now)
         self.close_reason: CloseReason | None = None
         self.changed = False
         self.frames = 0
         self.received_bytes = self.echoed_bytes = self.unsent_bytes = 0
         self.receive_into = buffers.shared
-        self._settings = settings
         self._buffers = buffers
         self._tally = tally
         self._owner = owner
         self._steady = True
         self._leave_blocked = False
-        self._partial: PartialFrame | None = None
-        self._pending: PendingEchoes | None = None
         self._paused = 0
-        self._boundary_reason = CloseReason.DRAINED
-        self._expires_at = now + settings.lifetime_s
-        self._drain_until = math.inf
-        self._active_at = self._paused_at = self._linger_until = self._progress_at = now
+        self._paused_at = now
 
     def established(self, now: float) -> None:
         """Take note that what precedes the first frame is complete."""
@@ -206,54 +199,7 @@ class EchoProtocol:
         partial = self._partial if self.state in _READING and not self._paused else None
         return partial is not None and partial.scannable
 
-    def next_deadline(self) -> float:
-        """Return when `handle_deadline` has something to do unless more happens; inf is never."""
-        settings = self._settings
-        if self.state is State.CLOSED:
-            return math.inf
-        if self.state is State.LINGERING:
-            return min(self._linger_until, self._drain_until)
-        deadline = min(self._drain_until, self._expires_at)
-        if self.state is State.HANDSHAKE:
-            return min(deadline, self._active_at + settings.handshake_s)
-        if self.wants_write:
-            deadline = min(deadline, self._progress_at + settings.write_s)
-        if self.wants_read:
-            if self._partial is not None:
-                deadline = min(deadline, self._partial.deadline(settings))
-            elif self._pending is None:
-                deadline = min(deadline, self._active_at + settings.idle_s)
-        return deadline
-
-    # What time and the operator decide.
-
-    def handle_deadline(self, now: float) -> None:
-        """Act on every deadline that has passed."""
-        if now < self.next_deadline():
-            return
-        settings = self._settings
-        if now >= self._expires_at:
-            self._expires_at = math.inf
-            self._await_boundary(CloseReason.LIFETIME)
-        if now >= self._drain_until:
-            self.abort(CloseReason.DRAIN_TIMEOUT)
-        elif self.state is State.LINGERING:
-            self._move(Event.LINGERED)
-        elif self.state is State.HANDSHAKE:
-            self.refuse(CloseReason.HANDSHAKE_TIMEOUT)
-        elif self.wants_write and now >= self._progress_at + settings.write_s:
-            self._linger_until = now + settings.linger_s
-            self._move(Event.STALLED, CloseReason.WRITE_TIMEOUT)
-        elif self.wants_read and self._partial is not None:
-            if now >= self._partial.deadline(settings):
-                self.refuse(CloseReason.FRAME_TIMEOUT)
-        elif self.wants_read and self._pending is None and now >= self._active_at + settings.idle_s:
-            self.refuse(CloseReason.IDLE_TIMEOUT)
-
-    def drain(self, until: float) -> None:
-        """End at the next frame boundary with nothing pending, or at time ``until`` regardless."""
-        self._await_boundary(CloseReason.DRAINED)
-        self._drain_until = min(self._drain_until, until)
+    # What the operator and a want of memory do. What time does is in `Deadlines`.
 
     def abort(self, reason: CloseReason) -> None:
         """End it now and drop whatever is pending."""
@@ -402,11 +348,6 @@ class EchoProtocol:
         self.changed = True
 
     # Ending.
-
-    def _await_boundary(self, reason: CloseReason) -> None:
-        if self.state in (State.OPEN, State.HANDSHAKE):
-            self._boundary_reason = reason
-        self._move(Event.DRAIN)
 
     def _move(self, event: Event, reason: CloseReason | None = None) -> None:
         """Change the state: the only place that does. The first reason stays."""

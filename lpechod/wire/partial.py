@@ -4,7 +4,6 @@ from collections.abc import Hashable
 
 from lpechod.wire.frames import HEADER_BYTES
 from lpechod.wire.pending import Buffers
-from lpechod.wire.settings import EchoSettings
 
 
 class PartialFrame:
@@ -76,10 +75,9 @@ class PartialFrame:
             self.buffer = larger
         return self.buffer[have:need]
 
-    def deadline(self, settings: EchoSettings) -> float:
+    def deadline(self, frame_s: float, min_rate_bytes_per_s: int) -> float:
         """Return by when it has to be whole, as far as its length is known."""
-        body = self.need - HEADER_BYTES
-        return self.since + settings.frame_s + body / settings.min_rate_bytes_per_s
+        return self.since + frame_s + (self.need - HEADER_BYTES) / min_rate_bytes_per_s
 
     def release(self) -> None:
         """Give the buffer back."""

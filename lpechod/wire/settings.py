@@ -18,3 +18,6 @@ class EchoSettings:
     handshake_s: float = 10.0
     lifetime_s: float = inf
     linger_s: float = 2.0
+    overload_idle_s: float = 10.0
+    overload_frame_s: float = 5.0
+    """These two stand in for ``idle_s`` and ``frame_s`` while there is too little room for all."""

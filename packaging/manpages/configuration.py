@@ -105,9 +105,18 @@ _NOTES: Final = {
     "limits.max_connections_per_ip": "In this version each worker counts for itself.",
     "limits.connection_rate": "In this version each worker counts for itself.",
     "limits.low_watermark": "Less than `high_watermark`.",
-    "limits.max_buffered": """At least `2 * max_frame + high_watermark`. Past seven eighths of it,
-        those who hold most are paused, and shed if that has not helped within a second.""",
+    "limits.max_buffered": """At least `2 * max_frame + high_watermark`. Past
+        `overload_threshold` percent of it, those who take longer than `timeouts.overload_frame`
+        for a frame are closed. If that is not enough, those who hold most are paused, and shed if
+        that has not helped within a second.""",
+    "limits.overload_threshold": """Between 50 and 100. From there on, connections that are overdue
+        by `timeouts.overload_idle` or `timeouts.overload_frame` are closed, the longest overdue
+        first, until there is room again. With 100 that begins when all places are taken.""",
     "timeouts.handshake": "In this version that is the PROXY header.",
+    "timeouts.overload_idle": """Longer than `idle`, it has no effect. What precedes the first frame
+        counts as silence.""",
+    "timeouts.overload_frame": """A frame gets its length divided by `min_rate` as extra time.
+        Longer than `frame`, it has no effect.""",
     "log.burst": """How many were withheld stands in the next line of the event, as
         `suppressed`.""",
     "metrics.address": "Nobody is asked for a password there: keep it off public networks.",

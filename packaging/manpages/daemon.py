@@ -67,7 +67,8 @@ _CONNECTIONS: Final = """\
     Every connection has a reason for its end, which is in the log line `connection_closed` and in
     the label of `lpechod_connections_closed_total`. When `lpechod` ends a connection, a FIN follows
     the last echo; what still arrives within two seconds is read and dropped, so that no reset
-    destroys an echo on its way. Only `overload` and `drain_timeout` close at once."""
+    destroys an echo on its way. Only `drain_timeout`, and `overload` of whoever holds
+    most memory, close at once."""
 
 _REASONS: Final = {
     CloseReason.PEER_CLOSED: "The client was done, at a frame boundary, and got every echo.",
@@ -86,8 +87,10 @@ _REASONS: Final = {
     "boundary.",
     CloseReason.DRAINED: "A stop or a reload ended the connection at a frame boundary.",
     CloseReason.DRAIN_TIMEOUT: "`server.drain_timeout` was over after a stop or a reload.",
-    CloseReason.OVERLOAD: "`limits.max_buffered` was nearly used up, and the connection was among "
-    "those that held most of it.",
+    CloseReason.OVERLOAD: "`limits.max_connections` or `limits.max_buffered` was nearly used up. "
+    "The connection was silent for `timeouts.overload_idle`, or inside a frame for longer than "
+    "`timeouts.overload_frame`, and had been so for longest; or it was among those that held most "
+    "memory.",
     CloseReason.TLS_ERROR: "The client broke the rules of TLS, or had no certificate where one is "
     "demanded; the log line `handshake_failed` or `tls_failed` says what is wrong.",
     CloseReason.MISSING_CLOSE_NOTIFY: "The client ended the connection without saying so in TLS. "

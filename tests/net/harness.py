@@ -183,6 +183,7 @@ class EchoServer:
         buffers: kernel buffers of the accepted sockets.
         allowance: how many more connections it may accept; None is any number.
         others: how many connections its siblings have.
+        overload_percent: part of the limits from which on there is overload.
         entrance: what its listeners demand. If that is a PROXY header, clients send one for
             themselves, so that all else is as without.
 
@@ -200,6 +201,7 @@ class EchoServer:
         buffers: KernelBuffers = KernelBuffers(),
         allowance: Callable[[], int] | None = None,
         others: Callable[[], int] = lambda: 0,
+        overload_percent: int = 90,
         entrance: Entrance = OPEN_TO_ALL,
     ) -> None:
         self._before = descriptors()
@@ -211,7 +213,10 @@ class EchoServer:
         self.errors: set[str] = set()
         self.tally = Tally()
         settings = ServiceSettings(
-            echo or EchoSettings(), admission or AdmissionLimits(), max_buffered_bytes
+            echo or EchoSettings(),
+            admission or AdmissionLimits(),
+            max_buffered_bytes,
+            overload_percent=overload_percent,
         )
         self.listeners = open_listeners(
             ListenerSettings(parse_address(address)) for address in addresses or ("127.0.0.1:0",)

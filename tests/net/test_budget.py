@@ -11,8 +11,8 @@ from tests.net.conftest import Serve
 from tests.net.harness import Client, EchoServer, KernelBuffers, assert_same, body_of, frame
 
 LIMIT = 2 << 20
-ALARM = LIMIT // 8 * 7
-RELIEVED = LIMIT // 4 * 3
+ALARM = LIMIT * 9 // 10
+RELIEVED = ALARM * 5 // 6
 ECHO = EchoSettings(
     max_frame_bytes=64 << 10,
     high_watermark_bytes=256 << 10,
@@ -62,7 +62,7 @@ def _holder(server: EchoServer) -> Callable[[int], Client]:
 
 
 class TestShortage:
-    """Past seven eighths: the large are paused, and after a second the largest are shed."""
+    """Past nine tenths: the large are paused, and after a second the largest are shed."""
 
     def fill(self, server: EchoServer, holder: Callable[[int], Client]) -> list[Client]:
         """Hold memory until the alarm rings."""
@@ -178,6 +178,98 @@ class TestShortage:
 
         server.assert_quiet()
         assert server.pass_time(0.9) <= 4
+
+
+class TestDribblers:
+    """Before anybody is paused, those go who have been inside a frame for too long."""
+
+    PART = FRAME[:60_000]
+    """It holds as much as the whole frame, and would be overdue after 5 s and 64 KiB / min_rate."""
+
+    LATE = 5.0 + 64.0
+
+    def begin(self, server: EchoServer) -> Client:
+        """Connect a client that begins a frame, and let a second pass."""
+        client = server.connect()
+        client.send(self.PART)
+        server.pass_time(1.0)
+        return client
+
+    def fill(self, server: EchoServer, holder: Callable[[int], Client]) -> list[Client]:
+        """Hold memory until the alarm rings, by clients that do nothing wrong."""
+        clients = []
+        while not server.log.of("memory_short"):
+            clients.append(holder(1))
+        return clients
+
+    def test_go_first(self, server: EchoServer, holder: Callable[[int], Client]) -> None:
+        """As many as it takes are closed, the longest overdue first, and nobody is paused."""
+        dribblers = [self.begin(server) for _ in range(12)]
+        server.pass_time(self.LATE)
+        well_behaved = self.fill(server, holder)
+        held = (len(dribblers) + len(well_behaved)) * HELD
+        wanted = -(-(held - RELIEVED) // HELD)
+        assert 0 < wanted < len(dribblers)
+        assert server.log.of("memory_short") == [
+            {"held": held, "limit": LIMIT, "closed": wanted, "paused": 0}
+        ]
+        assert server.log.of("memory_relieved") == [{"held": held - wanted * HELD, "shed": 0}]
+
+        for client in dribblers[:wanted]:
+            client.expect_eof()
+            client.close()
+            assert server.closed(client)["reason"] == "overload"
+        for client in dribblers[wanted:]:
+            client.send(FRAME[len(self.PART) :])
+            assert_same(FRAME, client.receive_exactly(len(FRAME)))
+        for client in well_behaved:
+            assert_same(FRAME, client.receive_exactly(len(FRAME)))
+        assert server.service.budget.seconds == 0.0
+
+    def test_not_before_their_time(
+        self, server: EchoServer, holder: Callable[[int], Client]
+    ) -> None:
+        """Who is inside a frame, but not for too long, is paused like everybody else."""
+        dribblers = [self.begin(server) for _ in range(12)]
+        others = self.fill(server, holder)
+        (short,) = server.log.of("memory_short")
+        assert short["closed"] == 0
+        assert short["paused"] == len(dribblers) + len(others)
+        for client in others:
+            assert_same(FRAME, client.receive_exactly(len(FRAME)))
+        server.pass_time(PATIENCE_SECONDS + 0.1)
+        for client in dribblers:
+            client.send(FRAME[len(self.PART) :])
+            assert_same(FRAME, client.receive_exactly(len(FRAME)))
+        assert PATIENCE_SECONDS <= server.service.budget.seconds <= PATIENCE_SECONDS + 0.2
+
+    def test_not_enough(self, server: EchoServer, holder: Callable[[int], Client]) -> None:
+        """If too few are overdue, they go, and the others are paused as well."""
+        (dribbler,) = [self.begin(server)]
+        server.pass_time(self.LATE)
+        others = self.fill(server, holder)
+        (short,) = server.log.of("memory_short")
+        assert short["closed"] == 1
+        assert short["paused"] == len(others)
+        dribbler.expect_eof()
+        server.pass_time(PATIENCE_SECONDS + 0.1)
+        assert RELIEVED - HELD < server.service.pool.held <= RELIEVED
+
+    def test_whole_by_now(self, server: EchoServer, holder: Callable[[int], Client]) -> None:
+        """A frame whose rest waits in the kernel is echoed, however late we look."""
+        dribblers = [self.begin(server) for _ in range(12)]
+        well_behaved = []
+        while server.service.pool.held + HELD <= ALARM:
+            well_behaved.append(holder(1))
+        server.jump(self.LATE)
+        last = server.dial(buffers=CLIENT)
+        last.send_some(FRAME)
+        for client in dribblers:
+            assert client.send_some(FRAME[len(self.PART) :]) == len(FRAME) - len(self.PART)
+        server.settle()
+
+        for client in dribblers:
+            assert_same(FRAME, client.receive_exactly(len(FRAME)))
 
 
 class TestLimit:

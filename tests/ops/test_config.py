@@ -38,6 +38,8 @@ TABLES: dict[str, type[BaseModel]] = {
     "metrics": MetricsConfig,
 }
 
+TIME_OUTS = [key for key in TimeoutsConfig.model_fields if key != "min_rate"]
+
 
 def loads(text: str) -> Config:
     """Load a text as a file would be."""
@@ -68,9 +70,17 @@ def test_an_empty_file_means_the_defaults() -> None:
         high_watermark=256 << 10,
         low_watermark=64 << 10,
         max_buffered=256 << 20,
+        overload_threshold=90,
     )
     assert config.timeouts == TimeoutsConfig(
-        idle=300.0, frame=30.0, min_rate=1024, write=30.0, handshake=10.0, lifetime=math.inf
+        idle=300.0,
+        frame=30.0,
+        min_rate=1024,
+        write=30.0,
+        handshake=10.0,
+        lifetime=math.inf,
+        overload_idle=10.0,
+        overload_frame=5.0,
     )
     assert (config.log.level, config.log.format) == ("info", "auto")
     assert (config.log.burst, config.log.rate) == (20, 5.0)
@@ -99,7 +109,7 @@ def test_every_key_and_table_has_a_description_of_one_line() -> None:
 
 
 @pytest.mark.parametrize("off", ['"off"', '"0"', "0", "0.0", '"0s"', "inf"])
-@pytest.mark.parametrize("key", ["idle", "frame", "write", "handshake", "lifetime"])
+@pytest.mark.parametrize("key", TIME_OUTS)
 def test_a_timeout_can_be_turned_off(key: str, off: str) -> None:
     """Zero and "off" both mean that a timeout never runs out."""
     timeouts = loads(f"[timeouts]\n{key} = {off}\n").timeouts
@@ -205,10 +215,11 @@ def configs(draw: st.DrawFn) -> Config:
             "high_watermark": high,
             "low_watermark": draw(st.integers(1, high - 1)),
             "max_buffered": 2 * frame + high + draw(st.just(0) | SIZES),
+            "overload_threshold": draw(st.integers(50, 100)),
         },
         "timeouts": {
             "min_rate": draw(SIZES),
-            **{key: draw(TIMEOUTS) for key in ("idle", "frame", "write", "handshake", "lifetime")},
+            **{key: draw(TIMEOUTS) for key in TIME_OUTS},
         },
         "log": {
             "level": draw(st.sampled_from(["debug", "info", "warning", "error"])),

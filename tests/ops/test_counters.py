@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lpechod.engine.loop import Loop
 from lpechod.engine.poller import Poller, Ready, open_poller
-from lpechod.net.counts import PAUSE_REASONS, REJECT_REASONS
+from lpechod.net.counts import PAUSE_REASONS, REJECT_REASONS, SCARCE_RESOURCES
 from lpechod.net.service import EchoService, ServiceSettings
 from lpechod.ops.counters import GAUGES, TURN_CLASSES, Totals, TurnWatch, gather
 from lpechod.ops.logs import open_log
@@ -126,6 +126,7 @@ def test_lists_have_a_place_for_each_label() -> None:
     assert len(made.connections_closed) == len(CloseReason)
     assert len(made.connections_rejected) == len(REJECT_REASONS)
     assert len(made.accept_pauses) == len(PAUSE_REASONS)
+    assert len(made.overload_ns) == len(SCARCE_RESOURCES)
 
 
 def test_gathered_totals_have_the_same_shape(make_worker: MakeWorker) -> None:

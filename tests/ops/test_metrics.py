@@ -70,6 +70,7 @@ FAMILIES: dict[str, tuple[str, str | None, set[str]]] = {
     "lpechod_connection_duration_seconds": ("histogram", None, set()),
     "lpechod_loop_turn_seconds": ("histogram", None, set()),
     "lpechod_buffered_bytes": ("gauge", None, set()),
+    "lpechod_overload_seconds_total": ("counter", "resource", {"connections", "memory"}),
     "lpechod_backpressure_pauses_total": ("counter", None, set()),
     "lpechod_accept_pauses_total": ("counter", "reason", PAUSE_REASONS),
     "lpechod_loop_spins_total": ("counter", None, set()),
@@ -204,6 +205,8 @@ def test_numbers_change_no_names(data: st.DataObject) -> None:
         "lpechod_accept_pauses_total": "accept_pauses",
     }.items():
         assert list(values(families[name]).values()) == getattr(totals, field)
+    seconds = list(values(families["lpechod_overload_seconds_total"]).values())
+    assert seconds == [nanoseconds / 1e9 for nanoseconds in totals.overload_ns]
 
 
 def test_standing() -> None:

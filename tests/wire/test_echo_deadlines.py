@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from lpechod.wire.echo import FRAMES_PER_TURN
+from lpechod.wire.echo import FRAMES_PER_TURN, EchoProtocol
 from lpechod.wire.frames import encode_header
 from lpechod.wire.settings import EchoSettings
 from lpechod.wire.states import CloseReason, State
@@ -263,6 +263,122 @@ class TestLifetime:
         shell.call(lambda: shell.protocol.drain(LATER))
         shell.feed(patterned(10)[5:])
         closes(shell, CloseReason.LIFETIME)
+
+
+class TestOverdue:
+    """Who may be closed to make room for others, and since when."""
+
+    SETTINGS = EchoSettings(
+        idle_s=300.0,
+        overload_idle_s=8.0,
+        frame_s=30.0,
+        overload_frame_s=4.0,
+        min_rate_bytes_per_s=512,
+        max_frame_bytes=4096,
+    )
+
+    def overdue_in(self, shell: Shell) -> float:
+        """Return in how many seconds a connection will be overdue."""
+        return shell.protocol.overdue_at() - shell.now
+
+    def test_from_the_start(self) -> None:
+        """A peer that never sends is overdue after the shorter idle time."""
+        assert self.overdue_in(Shell(self.SETTINGS)) == 8.0
+
+    def test_any_frame_counts(self) -> None:
+        """Each frame starts the time afresh."""
+        shell = Shell(self.SETTINGS)
+        shell.wait(20.0)
+        assert self.overdue_in(shell) == -12.0
+        shell.feed(patterned(0))
+        assert self.overdue_in(shell) == 8.0
+
+    def test_inside_a_frame(self) -> None:
+        """A frame has the shorter frame time from its first byte on, and what its length adds."""
+        shell = Shell(self.SETTINGS)
+        shell.wait(20.0)
+        shell.feed(encode_header(1024)[:2])
+        assert self.overdue_in(shell) == 4.0
+        shell.wait(1.0)
+        shell.feed(encode_header(1024)[2:])
+        assert self.overdue_in(shell) == 4.0 - 1.0 + 2.0
+
+    def test_not_with_echoes_to_take(self) -> None:
+        """Who has echoes to read is not idle, whatever it sends."""
+        shell = Shell(self.SETTINGS)
+        shell.room = 0
+        shell.feed(patterned(10))
+        assert math.isinf(shell.protocol.overdue_at())
+        shell.make_room()
+        assert self.overdue_in(shell) == 8.0
+
+    def test_not_while_we_pause(self) -> None:
+        """Time in which we do not read is not counted against the peer."""
+        shell = Shell(self.SETTINGS)
+        shell.call(lambda: shell.protocol.pause(shell.now))
+        shell.wait(20.0)
+        assert math.isinf(shell.protocol.overdue_at())
+        shell.call(lambda: shell.protocol.unpause(shell.now))
+        assert self.overdue_in(shell) == 8.0
+
+    def test_frame_that_we_paused_in(self) -> None:
+        """A frame gets the time back in which we did not read."""
+        shell = Shell(self.SETTINGS)
+        shell.feed(b"\0")
+        shell.wait(1.0)
+        shell.call(lambda: shell.protocol.pause(shell.now))
+        shell.wait(20.0)
+        shell.call(lambda: shell.protocol.unpause(shell.now))
+        assert self.overdue_in(shell) == 3.0
+
+    def test_before_the_first_frame(self) -> None:
+        """What precedes the first frame counts as idle time, since the peer has connected."""
+        shell = Shell(self.SETTINGS)
+        protocol = EchoProtocol(
+            self.SETTINGS, shell.pool, shell.tally, shell, shell.now, handshake=True
+        )
+        assert protocol.overdue_at() == shell.now + 8.0
+        protocol.established(shell.now + 2.0)
+        assert protocol.overdue_at() == shell.now + 10.0
+
+    def test_draining(self) -> None:
+        """A drain waits for a frame no longer than an overload does."""
+        shell = Shell(self.SETTINGS)
+        shell.feed(b"\0")
+        shell.call(lambda: shell.protocol.drain(LATER))
+        assert self.overdue_in(shell) == 4.0
+
+    @pytest.mark.parametrize("room", [0, math.inf])
+    def test_not_when_it_is_over(self, room: float) -> None:
+        """Who is being ended, by whichever side, makes room as it is."""
+        ended, ending = Shell(self.SETTINGS), Shell(self.SETTINGS)
+        ended.room = ending.room = room
+        ended.feed(patterned(10))
+        ended.half_close()
+        ending.feed(patterned(10) + encode_header(4097))
+        assert {state(ended), state(ending)} <= {
+            State.FINISHING,
+            State.FLUSHING,
+            State.LINGERING,
+            State.CLOSED,
+        }
+        assert math.isinf(ended.protocol.overdue_at())
+        assert math.isinf(ending.protocol.overdue_at())
+
+    def test_off(self) -> None:
+        """Infinite times never end."""
+        shell = Shell(EchoSettings(overload_idle_s=math.inf, overload_frame_s=math.inf))
+        assert math.isinf(shell.protocol.overdue_at())
+        shell.feed(b"\0")
+        assert math.isinf(shell.protocol.overdue_at())
+
+    def test_without_overload(self) -> None:
+        """The shorter times end nothing by themselves."""
+        shell = Shell(self.SETTINGS)
+        shell.wait(200.0)
+        assert state(shell) is State.OPEN
+        assert shell.wait_for_deadline() == 100.0
+        closes(shell, CloseReason.IDLE_TIMEOUT)
 
 
 class TestDrain:

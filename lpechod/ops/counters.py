@@ -61,6 +61,8 @@ class Totals:
     buffered_bytes: int = 0
     backpressure_pauses: int = 0
     timer_entries: int = 0
+    rate_limit_evictions: int = 0
+    census_overflows: int = 0
     log_lines_suppressed: int = 0
     log_lines_dropped: int = 0
     loop_spins: int = 0
@@ -198,6 +200,8 @@ def gather(service: EchoService, loop: Loop, watch: TurnWatch) -> Totals:
         buffered_bytes=service.pool.held,
         backpressure_pauses=tally.backpressure_pauses,
         timer_entries=loop.timers,
+        rate_limit_evictions=service.admission.rate_evictions,
+        census_overflows=service.admission.overflows,
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final, Protocol
 
 from lpechod.net.prefixes import ClientPrefixes
 from lpechod.net.ratelimit import RateLimit
@@ -13,8 +14,8 @@ _MAPPED = "::ffff:"
 class AdmissionLimits:
     """The limits; 0 connections for each address, or per second, means any number.
 
-    ``max_connections`` is for all workers together, the limits of an address are for each of them.
-    An address is a prefix of so many bits. ``connection_rate`` is per second.
+    ``connection_rate`` is per second, and for each worker; the limits on how many there are at a
+    time are for all workers together. An address is a prefix of so many bits.
     """
 
     max_connections: int = 10_000
@@ -25,22 +26,65 @@ class AdmissionLimits:
     connection_burst: int = 50
 
 
+class ClientCounts(Protocol):
+    """What workers tell each other of the connections of each client.
+
+    A client is a key of `ClientPrefixes`.
+    """
+
+    @property
+    def overflows(self) -> int:
+        """How many connections could not be shown, for want of room."""
+
+    def others(self, prefix: bytes, /) -> int:
+        """Return how many connections of a client the other workers hold."""
+
+    def show(self, prefix: bytes, count: int, /) -> None:
+        """Tell the others how many connections of a client this worker holds now."""
+
+
+class _Alone:
+    """The counts of a worker that has no others."""
+
+    __slots__ = ()
+    overflows: Final = 0
+
+    def others(self, _prefix: bytes, /) -> int:
+        """Return 0."""
+        return 0
+
+    def show(self, _prefix: bytes, _count: int, /) -> None:
+        """Tell nobody."""
+
+
+ALONE: Final = _Alone()
+
+
 class Admission:
     """Counts connections against the limits.
 
+    Workers that admit in the same moment do not see each other's connection yet, so a limit for all
+    of them may be passed by one for each.
+
     Args:
         limits: the limits.
-        others: returns how many connections the other workers hold. Workers that admit in the same
-            moment do not see each other's yet, so the limit of all may be passed by one for each.
+        others: returns how many connections the other workers hold.
+        clients: how many of these each client has; used only if there is a limit on that.
 
     Attributes:
         active: how many are in.
     """
 
-    __slots__ = ("_by_prefix", "_limits", "_prefixes", "_rate", "active", "others")
+    __slots__ = ("_by_prefix", "_clients", "_limits", "_prefixes", "_rate", "active", "others")
 
-    def __init__(self, limits: AdmissionLimits, others: Callable[[], int] = lambda: 0) -> None:
+    def __init__(
+        self,
+        limits: AdmissionLimits,
+        others: Callable[[], int] = lambda: 0,
+        clients: ClientCounts = ALONE,
+    ) -> None:
         self._limits = limits
+        self._clients = clients
         self._prefixes = ClientPrefixes(limits.ipv4_prefix_bits, limits.ipv6_prefix_bits)
         self._by_prefix: dict[bytes, int] = {}
         self._rate: RateLimit | None = None
@@ -48,6 +92,16 @@ class Admission:
             self._rate = RateLimit(limits.connection_rate, limits.connection_burst)
         self.active = 0
         self.others = others
+
+    @property
+    def overflows(self) -> int:
+        """How many connections other workers do not count for the limit of an address."""
+        return self._clients.overflows
+
+    @property
+    def rate_evictions(self) -> int:
+        """How many addresses `RateLimit` has forgotten too early."""
+        return 0 if self._rate is None else self._rate.evictions
 
     def admit(self, host: str | None, now: float = 0.0) -> str | None:
         """Count a connection in, unless a limit is reached.
@@ -78,12 +132,13 @@ class Admission:
             return None
         prefix = self._prefixes.of(host)
         count = self._by_prefix.get(prefix, 0)
-        if per_ip and count >= per_ip:
+        if per_ip and (count >= per_ip or count + self._clients.others(prefix) >= per_ip):
             return "max_connections_per_ip"
         if self._rate is not None and not self._rate.admits(prefix, now):
             return "connection_rate"
         if per_ip:
             self._by_prefix[prefix] = count + 1
+            self._clients.show(prefix, count + 1)
         return None
 
     def leave(self, host: str | None) -> None:
@@ -100,6 +155,7 @@ class Admission:
                 self._by_prefix[prefix] = count
             else:
                 del self._by_prefix[prefix]
+            self._clients.show(prefix, count)
 
 
 def host_of(peer: object) -> str | None:

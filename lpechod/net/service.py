@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 from lpechod.engine.buffers import BufferPool
 from lpechod.engine.loop import TICKS_PER_SECOND, Loop
 from lpechod.engine.wheel import Timer
-from lpechod.net.admission import Admission, AdmissionLimits, format_peer, host_of
+from lpechod.net.admission import (
+    ALONE,
+    Admission,
+    AdmissionLimits,
+    ClientCounts,
+    format_peer,
+    host_of,
+)
 from lpechod.net.budget import MemoryBudget
 from lpechod.net.connection import Connection
 from lpechod.net.counts import ConnectionCounts
@@ -65,10 +72,10 @@ class EchoService:
         log: gets a line for each connection that ends.
         others: returns how many connections other workers hold under the same limit.
         entrances: what listeners demand of clients, by name; nothing of those that are not there.
+        clients: how many connections of each client other workers hold; by default there are none.
     """
 
     __slots__ = (
-        "_admission",
         "_drain",
         "_entrances",
         "_gate",
@@ -77,6 +84,7 @@ class EchoService:
         "_loop",
         "_numbers",
         "_settings",
+        "admission",
         "budget",
         "connections",
         "counts",
@@ -96,12 +104,13 @@ class EchoService:
         log: EventLog,
         others: Callable[[], int] = lambda: 0,
         entrances: Mapping[str, Entrance] | None = None,
+        clients: ClientCounts = ALONE,
     ) -> None:
         self._entrances = entrances or {}
         self._settings = settings
         self._loop = loop
         self._log = log
-        self._admission = Admission(settings.admission, others)
+        self.admission = Admission(settings.admission, others, clients)
         self._numbers = 0
         self._kind = EdgeConnection if loop.edge_triggered else Connection
         self._drain = _Drain(loop)
@@ -113,7 +122,7 @@ class EchoService:
         self.budget = MemoryBudget(self.pool, loop, log, settings.overload_percent)
         self.connections: set[Connection] = set()
         mark = -(-settings.admission.max_connections * settings.overload_percent // 100)
-        self.overload = Overload(mark, self._admission, self.connections, loop, log)
+        self.overload = Overload(mark, self.admission, self.connections, loop, log)
         self.on_departure: Callable[[], None] = lambda: None
         """Called after each close, when its descriptor is free again."""
         self.on_count: Callable[[int], None] = lambda _connections: None
@@ -122,11 +131,11 @@ class EchoService:
     @property
     def others(self) -> Callable[[], int]:
         """Returns how many connections other workers hold under the same limit."""
-        return self._admission.others
+        return self.admission.others
 
     @others.setter
     def others(self, others: Callable[[], int]) -> None:
-        self._admission.others = others
+        self.admission.others = others
 
     def welcome(self, client: socket.socket, peer: object, listener: str) -> None:
         """Serve a connection, or close it because a limit is reached.
@@ -150,7 +159,7 @@ class EchoService:
             connection = self._connect(client, peer, listener, entrance)
         except (OSError, ValueError) as error:
             # The poller is full: epoll_ctl(2) ENOSPC or ENOMEM, a descriptor past FD_SETSIZE.
-            self._admission.leave(host)
+            self.admission.leave(host)
             client.close()
             self._note_rejection(peer, listener, "other", error=str(error))
             return
@@ -193,10 +202,10 @@ class EchoService:
     def _screen(self, entrance: Entrance, host: str | None) -> str | None:
         """Count in whoever has connected, or say why not; of a proxy, the client is yet to come."""
         if entrance.proxies is not None:
-            return self._admission.enter() if entrance.proxies.permits(host) else "untrusted_proxy"
+            return self.admission.enter() if entrance.proxies.permits(host) else "untrusted_proxy"
         if not entrance.access.permits(host):
             return "denied"
-        return self._admission.admit(host, self._loop.now)
+        return self.admission.admit(host, self._loop.now)
 
     def on_identified(self, connection: Connection) -> bool:
         """Admit the client that a proxy speaks for, or not."""
@@ -204,7 +213,7 @@ class EchoService:
         entrance = self._entrances[connection.listener]
         refusal: str | None = "denied"
         if entrance.access.permits(host):
-            refusal = self._admission.identify(host, self._loop.now)
+            refusal = self.admission.identify(host, self._loop.now)
         if refusal is None:
             connection.account = host
             return True
@@ -264,7 +273,7 @@ class EchoService:
     def on_closed(self, connection: Connection) -> None:
         """Count a connection that has ended, and log its one line."""
         self.connections.discard(connection)
-        self._admission.leave(connection.account)
+        self.admission.leave(connection.account)
         protocol = connection.protocol
         reason = protocol.close_reason or CloseReason.INTERNAL_ERROR
         duration = self._loop.now - connection.opened_at

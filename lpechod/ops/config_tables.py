@@ -156,13 +156,13 @@ class LimitsConfig(Table):
         default=0,
         ge=0,
         le=_MAX_COUNT,
-        description="Connections at a time from one client address; 0 is no limit.",
+        description="Connections at a time from one address, all workers together; 0 is no limit.",
     )
     connection_rate: Rate = Field(
         default=0.0,
         ge=0,
         le=1_000_000,
-        description="New connections per second from one client address; 0 is no limit.",
+        description="New connections a second from one address, for each worker; 0 is no limit.",
     )
     connection_burst: Count = Field(
         default=50,

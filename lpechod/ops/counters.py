@@ -62,6 +62,8 @@ class Totals:
     buffered_bytes: int = 0
     backpressure_pauses: int = 0
     timer_entries: int = 0
+    rate_limit_evictions: int = 0
+    census_overflows: int = 0
     log_lines_suppressed: int = 0
     log_lines_dropped: int = 0
     overload_ns: list[int] = field(default_factory=_zeros(len(SCARCE_RESOURCES)))
@@ -203,6 +205,8 @@ def gather(service: EchoService, loop: Loop, watch: TurnWatch) -> Totals:
         overload_ns=[
             round(seconds * 1e9) for seconds in (service.overload.seconds, service.budget.seconds)
         ],
+        rate_limit_evictions=service.admission.rate_evictions,
+        census_overflows=service.admission.overflows,
     )
 
 

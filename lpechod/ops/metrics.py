@@ -127,6 +127,17 @@ def _connections(totals: Totals, limit: int) -> Iterator[Metric]:
         PAUSE_REASONS,
         totals.accept_pauses,
     )
+    yield _counter(
+        "lpechod_rate_limit_evictions",
+        "Addresses that limits.connection_rate has forgotten early: so many come at once.",
+        totals.rate_limit_evictions,
+    )
+    yield _counter(
+        "lpechod_census_overflows",
+        "Connections that other workers do not count for limits.max_connections_per_ip: so many "
+        "addresses are there at once.",
+        totals.census_overflows,
+    )
     yield _histogram(
         "lpechod_connection_duration_seconds",
         "Time from accept to close.",

@@ -8,8 +8,8 @@ memory when it is claimed. It holds words of 64 bits, in the byte order of the m
     header    magic, format, bytes of the header, bytes of a slot, slots, high-water mark,
               bytes of the layout, and the layout itself: JSON of `Totals.layout`
     retired   a slot that only the supervisor writes
-    slots     each: state, snapshots published, heartbeats, open connections, four spare words,
-              and two banks of integers
+    slots     each: state, snapshots published, heartbeats, open connections, row of the census
+              plus 1 or zero for none, three spare words, and two banks of integers
 
 That, but for the layout, and the values of `SlotState` are the format. Invariants:
 
@@ -44,7 +44,7 @@ _FORMAT = 1
 
 # Places of words, in the header and in a slot.
 _MARK, _LAYOUT = 5, 7
-_STATE, _SHOWN, _BEATS, _ACTIVE, _BANKS = 0, 1, 2, 3, 8
+_STATE, _SHOWN, _BEATS, _ACTIVE, _ROW, _BANKS = 0, 1, 2, 3, 4, 8
 
 _WORD = 8
 _MAX = 2**63 - 1
@@ -119,6 +119,15 @@ class Slot:
     @active.setter
     def active(self, active: int) -> None:
         self._words[self._active] = active
+
+    @property
+    def row(self) -> int | None:
+        """Which row of the census is its worker's, if there is a census."""
+        return self._words[self._start + _ROW] - 1 if self._words[self._start + _ROW] else None
+
+    @row.setter
+    def row(self, row: int | None) -> None:
+        self._words[self._start + _ROW] = 0 if row is None else row + 1
 
     def publish(self, totals: Totals) -> None:
         """Show a snapshot in place of the one before. Only the worker may do this.

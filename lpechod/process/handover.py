@@ -18,7 +18,7 @@ from lpechod.process.command import own_command
 from lpechod.process.documents import read_document, write_document
 from lpechod.process.signals import signals_blocked
 
-FORMAT = 1
+FORMAT = 2
 
 _VARIABLE = "LPECHOD_HANDOVER"
 
@@ -39,6 +39,7 @@ class Handover:
         watchdog_s: what the service manager wants, in seconds.
         keeps_descriptors: whether it stores descriptors.
         unsent: what its queue had no room for: messages, each with a descriptor or None.
+        census: descriptor of the census of clients, if there is one.
     """
 
     config: dict[str, Any]
@@ -51,11 +52,13 @@ class Handover:
     watchdog_s: float | None = None
     keeps_descriptors: bool = False
     unsent: list[tuple[str, int | None]] = field(default_factory=list)
+    census: int | None = None
 
     def descriptors(self) -> Sequence[int]:
         """List the descriptors that have to stay open."""
         return [
             *self.segments,
+            *([] if self.census is None else [self.census]),
             *(each["line"] for each in self.workers),
             *(each["fd"] for bound in self.sockets for each in bound["sockets"]),
             *(fd for _, fd in self.unsent if fd is not None),

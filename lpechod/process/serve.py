@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lpechod.engine import clock
 from lpechod.net.listener import ListenError
+from lpechod.ops.census import Census
 from lpechod.ops.config import Config, load_config
 from lpechod.ops.counters import Totals
 from lpechod.ops.logs import Log, open_log
@@ -61,7 +62,11 @@ def _start(config: Config, manager: ServiceManager) -> int:
         return 1
     sockets.assign(wanted)
     forgo_new_privileges(log)
-    return Supervisor(config, sockets, manager, notifier, Segment.create(), log, capacity).run()
+    segment, census = Segment.create(), _census(config)
+    supervisor = Supervisor(
+        config, sockets, manager, notifier, segment, log, capacity, census=census
+    )
+    return supervisor.run()
 
 
 def _go_on(handover: Handover) -> int:
@@ -72,6 +77,7 @@ def _go_on(handover: Handover) -> int:
     sockets = Sockets(Bound.restore(each) for each in handover.sockets)
     sockets.assign(wanted_by(config))
     segments = [Segment.adopt(fd) for fd in handover.segments]
+    census = _census(config, handover.census)
     manager = ServiceManager(
         notify_socket=handover.notify_socket,
         watchdog_s=handover.watchdog_s,
@@ -89,6 +95,7 @@ def _go_on(handover: Handover) -> int:
         capacity,
         restarts=handover.restarts,
         reloaded_at=handover.reloaded_at,
+        census=census,
     )
     for each in handover.workers:
         segment = segments[each["segment"]]
@@ -107,6 +114,14 @@ def _current(segments: Sequence[Segment]) -> Segment:
     segment.retired = latest.retired
     latest.retired = Totals()
     return segment
+
+
+def _census(config: Config, fd: int | None = None) -> Census | None:
+    """Return the census to go on with; there is none before there is a limit that needs it."""
+    wanted = config.limits.max_connections_per_ip > 0
+    if fd is not None:
+        return Census.adopt(fd, wanted)
+    return Census.create() if wanted else None
 
 
 def _open_log(config: Config) -> Log:

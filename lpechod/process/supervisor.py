@@ -22,6 +22,7 @@ from lpechod.engine import clock
 from lpechod.engine.loop import Loop
 from lpechod.engine.poller import best, open_poller
 from lpechod.engine.signals import SignalPipe
+from lpechod.ops.census import Census
 from lpechod.ops.config import Config
 from lpechod.ops.counters import Totals
 from lpechod.ops.endpoint import MetricsEndpoint
@@ -61,6 +62,7 @@ class Supervisor:
         worker_capacity: how many connections the descriptor limit of a worker suffices for.
         restarts: how many workers were started in place of others before a reload.
         reloaded_at: when the configuration before that was loaded, in Unix time.
+        census: where workers count their clients for each other, if any do.
     """
 
     def __init__(
@@ -74,11 +76,13 @@ class Supervisor:
         worker_capacity: int,
         restarts: int | None = None,
         reloaded_at: float | None = None,
+        census: Census | None = None,
     ) -> None:
         self._config = config
         self._sockets = sockets
         self._manager = manager
         self._segment = segment
+        self._census = census
         self._log = log
         self._notifier = notifier
         self._worker_capacity = worker_capacity
@@ -92,7 +96,7 @@ class Supervisor:
         self._rehearsal: Rehearsal | None = None
         self._status = 0
         self.workers = Workers(
-            worker_count(config), segment, self._become_worker, loop, log, restarts or 0
+            worker_count(config), segment, self._become_worker, loop, log, restarts or 0, census
         )
         self.workers.on_settled = self._settled
         self.workers.on_hopeless = self._hopeless
@@ -172,7 +176,12 @@ class Supervisor:
         try:
             self._abandon()
             code = run_worker(
-                self._config, self._sockets.listeners(ECHO), self._segment, slot, line
+                self._config,
+                self._sockets.listeners(ECHO),
+                self._segment,
+                slot,
+                line,
+                self._census,
             )
         except BaseException:  # noqa: BLE001 - the stack below is the supervisor's.
             traceback.print_exc()
@@ -280,6 +289,7 @@ class Supervisor:
             config=config,
             sockets=[each.describe() for each in self._sockets.all],
             segments=[segment.fd for segment in segments],
+            census=None if self._census is None else self._census.fd,
             workers=self.workers.describe(segments),
             restarts=self.workers.restarts,
             reloaded_at=self._reloaded_at,

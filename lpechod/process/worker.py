@@ -16,10 +16,11 @@ from lpechod.engine.poller import open_poller
 from lpechod.engine.signals import SignalPipe
 from lpechod.engine.wheel import Timer
 from lpechod.net.acceptor import Acceptor
-from lpechod.net.admission import AdmissionLimits
+from lpechod.net.admission import ALONE, AdmissionLimits, ClientCounts
 from lpechod.net.listener import Listener
 from lpechod.net.service import EchoService, ServiceSettings
 from lpechod.net.spin import SpinDetector
+from lpechod.ops.census import Census, CensusRow
 from lpechod.ops.config import Config
 from lpechod.ops.counters import Totals, TurnWatch, gather
 from lpechod.ops.logs import Log, open_log
@@ -44,6 +45,7 @@ class Worker(Timer):
         slot: its part of that.
         line: its end of the line to the supervisor.
         log: where to write.
+        census: where workers count their clients for each other, if any do.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Worker(Timer):
         slot: Slot,
         line: socket.socket,
         log: Log,
+        census: Census | None = None,
     ) -> None:
         super().__init__()
         tally = Tally()
@@ -64,6 +67,9 @@ class Worker(Timer):
         self._watch = TurnWatch(tally)
         self._loop = Loop(open_poller(config.server.poller), clock.monotonic, self._watch)
         self._siblings = Siblings(segment, slot)
+        clients: ClientCounts = ALONE
+        if census is not None and slot.row is not None:
+            clients = CensusRow(census, slot.row)
         self._service = EchoService(
             service_settings(config),
             self._loop,
@@ -71,6 +77,7 @@ class Worker(Timer):
             log,
             self._siblings.connections,
             {listener.name: listener.entrance for listener in listeners},
+            clients,
         )
         self._service.on_departure = self._connection_ended
         self._service.on_count = self._count
@@ -178,7 +185,12 @@ class Worker(Timer):
 
 
 def run_worker(
-    config: Config, listeners: list[Listener], segment: Segment, slot: Slot, line: socket.socket
+    config: Config,
+    listeners: list[Listener],
+    segment: Segment,
+    slot: Slot,
+    line: socket.socket,
+    census: Census | None = None,
 ) -> int:
     """Be a worker; called in a process of its own, in which the signals are still blocked.
 
@@ -188,6 +200,7 @@ def run_worker(
         segment: the shared memory.
         slot: its part of that.
         line: its end of the line to the supervisor.
+        census: where workers count their clients for each other, if any do.
 
     Returns:
         The exit status: 0 after a drain, 1 after a defect.
@@ -198,7 +211,7 @@ def run_worker(
     own_log = open_worker_log(config)
     try:
         drop_capabilities(own_log)
-        worker = Worker(config, listeners, segment, slot, line, own_log)
+        worker = Worker(config, listeners, segment, slot, line, own_log, census)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED_SIGNALS)
         worker.run()
     except Exception as error:  # noqa: BLE001 - the process ends, and its log says why.

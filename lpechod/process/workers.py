@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 from lpechod.engine.loop import Loop
 from lpechod.engine.wheel import Timer
 from lpechod.net.eventlog import EventLog
+from lpechod.ops.census import Census
 from lpechod.ops.counters import Totals
 from lpechod.ops.segment import Segment, SegmentFullError, Slot, SlotState
 from lpechod.process.lifeline import Lifeline, Message, open_lifeline
@@ -73,11 +74,13 @@ class Workers(Timer):
         loop: where to wait.
         log: gets a line for each that ends.
         restarts: how many were started in place of others before.
+        census: where workers count their clients for each other, if any do.
     """
 
     __slots__ = (
         "_become",
         "_bereaved",
+        "_census",
         "_count",
         "_delayed",
         "_failed_starts",
@@ -101,10 +104,12 @@ class Workers(Timer):
         loop: Loop,
         log: EventLog,
         restarts: int = 0,
+        census: Census | None = None,
     ) -> None:
         super().__init__()
         self._count = count
         self._segment = segment
+        self._census = census
         self._become = become
         self._loop = loop
         self._log = log
@@ -249,22 +254,33 @@ class Workers(Timer):
         return sum(child.current for child in self.children.values())
 
     def _claim(self) -> Slot | None:
+        slot = None
         try:
-            return self._segment.claim()
+            slot = self._segment.claim()
+            if self._census is not None and self._census.wanted:
+                slot.row = self._census.claim()
         except (SegmentFullError, OSError) as error:
+            if slot is not None:
+                self._release(self._segment, slot)
             self._cannot_start(error)
             return None
+        return slot
+
+    def _release(self, segment: Segment, slot: Slot) -> None:
+        if self._census is not None and slot.row is not None:
+            self._census.release(slot.row)
+        segment.release(slot)
 
     def _fork(self, slot: Slot | None) -> None:
         if slot is None:
             return
         if self._stopping:  # It was given up while the first ones were started.
-            self._segment.release(slot)
+            self._release(self._segment, slot)
             return
         try:
             ours, theirs = open_lifeline()
         except OSError as error:
-            self._segment.release(slot)
+            self._release(self._segment, slot)
             self._cannot_start(error)
             return
         with theirs, signals_blocked():
@@ -272,7 +288,7 @@ class Workers(Timer):
                 pid = os.fork()
             except OSError as error:
                 ours.close()
-                self._segment.release(slot)
+                self._release(self._segment, slot)
                 self._cannot_start(error)
                 return
             if pid == 0:
@@ -319,7 +335,7 @@ class Workers(Timer):
     def _retire_totals(self, child: Child) -> None:
         ours = self._segment
         ours.retired = Totals.sum([ours.retired, child.slot.totals().retire()])
-        child.segment.release(child.slot)
+        self._release(child.segment, child.slot)
 
     def _report(self, child: Child, code: int) -> None:
         if code == 0 and child.doom is None:

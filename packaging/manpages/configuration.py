@@ -102,8 +102,12 @@ _NOTES: Final = {
         is turned away is counted in `lpechod_connections_rejected_total` as `denied`.""",
     "limits.max_connections": """Each takes a descriptor. The limit of open files is raised as far
         as the hard limit allows, and the log warns if that is not far enough.""",
-    "limits.max_connections_per_ip": "In this version each worker counts for itself.",
-    "limits.connection_rate": "In this version each worker counts for itself.",
+    "limits.max_connections_per_ip": """Workers that accept in the same moment do not see each
+        other's connection, so it may be passed by one for each of the other workers. Connections
+        count that were accepted while it was set, by prefixes of the same length. It takes 512 KiB
+        of memory for each worker.""",
+    "limits.connection_rate": """Each worker counts for itself, so an address may come so often to
+        each of them.""",
     "limits.low_watermark": "Less than `high_watermark`.",
     "limits.max_buffered": """At least `2 * max_frame + high_watermark`. Past
         `overload_threshold` percent of it, those who take longer than `timeouts.overload_frame`

@@ -401,8 +401,8 @@ class EchoServer:
         assert self._before == descriptors()
         assert self.service.pool.held == 0
         assert not self.service.pool.held_by
-        assert self.service._admission.active == 0
-        assert not self.service._admission._by_prefix
+        assert self.service.admission.active == 0
+        assert not self.service.admission._by_prefix
         self._check_log()
         self._check_numbers()
 

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from lpechod.engine.loop import Loop
 from lpechod.engine.poller import Poller, Ready, open_poller
+from lpechod.net.admission import ALONE, AdmissionLimits, ClientCounts
 from lpechod.net.counts import PAUSE_REASONS, REJECT_REASONS, SCARCE_RESOURCES
 from lpechod.net.service import EchoService, ServiceSettings
+from lpechod.ops.census import Census, CensusRow
 from lpechod.ops.counters import GAUGES, TURN_CLASSES, Totals, TurnWatch, gather
 from lpechod.ops.logs import open_log
 from lpechod.wire.settings import EchoSettings
@@ -61,17 +63,20 @@ class Worker:
 
     Args:
         log_descriptor: where it logs.
-        echo: settings of the protocol.
+        settings: of the service.
+        clients: how many connections of each client other workers hold.
     """
 
-    def __init__(self, log_descriptor: int, echo: EchoSettings) -> None:
+    def __init__(
+        self, log_descriptor: int, settings: ServiceSettings, clients: ClientCounts = ALONE
+    ) -> None:
         self.clock = FakeClock()
         self.tally = Tally()
         self.watch = TurnWatch(self.tally)
         self.poller = TellingPoller(open_poller("auto"), self.clock)
         self.loop = Loop(self.poller, self.clock, self.watch)
         self.log = open_log("debug", "json", 100, 0, clock=self.clock, descriptor=log_descriptor)
-        self.service = EchoService(ServiceSettings(echo=echo), self.loop, self.tally, self.log)
+        self.service = EchoService(settings, self.loop, self.tally, self.log, clients=clients)
 
     def connect(self) -> socket.socket:
         """Connect a client over a UNIX socket: what it sends is there when it has been sent."""
@@ -101,8 +106,13 @@ def _make_worker(tmp_path: Path) -> Iterator[MakeWorker]:
         descriptor = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
         stack.callback(os.close, descriptor)
 
-        def make(echo: EchoSettings | None = None) -> Worker:
-            worker = Worker(descriptor, echo or EchoSettings())
+        def make(
+            echo: EchoSettings | None = None,
+            admission: AdmissionLimits | None = None,
+            clients: ClientCounts = ALONE,
+        ) -> Worker:
+            settings = ServiceSettings(echo or EchoSettings(), admission or AdmissionLimits())
+            worker = Worker(descriptor, settings, clients)
             stack.callback(worker.close)
             return worker
 
@@ -389,3 +399,32 @@ def test_rejected_and_paused_are_gathered_in_order(make_worker: MakeWorker) -> N
     assert present.connections_rejected == list(range(1, len(REJECT_REASONS) + 1))
     assert present.accept_pauses == list(range(1, len(PAUSE_REASONS) + 1))
     assert present.connections_closed == list(range(1, len(CloseReason) + 1))
+
+
+# What the limits of addresses have no room for.
+
+
+def test_evictions_of_the_rate_limit_are_counted(make_worker: MakeWorker) -> None:
+    """With more addresses than the rate limit remembers, those it forgets too early are counted."""
+    limits = AdmissionLimits(max_connections=100_000, connection_rate=0.001)
+    worker = make_worker(admission=limits)
+    admission = worker.service.admission
+    for number in range(100_000):
+        admission.admit(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
+
+    assert worker.totals().rate_limit_evictions == admission.rate_evictions >= 100_000 - 65_536
+
+
+def test_connections_without_a_place_in_the_census_are_counted(make_worker: MakeWorker) -> None:
+    """With more addresses than a worker has room for, those that others do not see are counted."""
+    census = Census.create()
+    row = CensusRow(census, census.claim())
+    limits = AdmissionLimits(max_connections=100_000, max_connections_per_ip=1)
+    worker = make_worker(admission=limits, clients=row)
+    for number in range(70_000):
+        host = f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"
+        assert worker.service.admission.admit(host) is None
+
+    assert worker.totals().census_overflows == row.overflows >= 70_000 - 65_536
+    row.close()
+    census.close()

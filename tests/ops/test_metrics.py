@@ -73,6 +73,8 @@ FAMILIES: dict[str, tuple[str, str | None, set[str]]] = {
     "lpechod_overload_seconds_total": ("counter", "resource", {"connections", "memory"}),
     "lpechod_backpressure_pauses_total": ("counter", None, set()),
     "lpechod_accept_pauses_total": ("counter", "reason", PAUSE_REASONS),
+    "lpechod_rate_limit_evictions_total": ("counter", None, set()),
+    "lpechod_census_overflows_total": ("counter", None, set()),
     "lpechod_loop_spins_total": ("counter", None, set()),
     "lpechod_timer_entries": ("gauge", None, set()),
     "lpechod_log_lines_suppressed_total": ("counter", None, set()),
@@ -195,6 +197,8 @@ def test_numbers_change_no_names(data: st.DataObject) -> None:
         "lpechod_buffered_bytes": "buffered_bytes",
         "lpechod_backpressure_pauses_total": "backpressure_pauses",
         "lpechod_timer_entries": "timer_entries",
+        "lpechod_rate_limit_evictions_total": "rate_limit_evictions",
+        "lpechod_census_overflows_total": "census_overflows",
         "lpechod_log_lines_suppressed_total": "log_lines_suppressed",
         "lpechod_log_lines_dropped_total": "log_lines_dropped",
     }.items():

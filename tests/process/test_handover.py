@@ -27,7 +27,7 @@ from lpechod.process.handover import Handover, hand_over, take_over
 
 handover = take_over(os.environ)
 if handover is None:
-    fds = [os.memfd_create("x") for _ in range(6)]
+    fds = [os.memfd_create("x") for _ in range(7)]
     hand_over(
         Handover(
             config={"server": {"workers": 3}},
@@ -41,6 +41,7 @@ if handover is None:
             notify_socket="@x",
             watchdog_s=1.5,
             keeps_descriptors=True,
+            census=fds[5],
         ),
         lambda: os.kill(os.getpid(), signal.SIGHUP),
     )
@@ -62,7 +63,7 @@ print(json.dumps({
 def _held() -> Iterator[list[int]]:
     """Hold descriptors of the kinds that are handed over."""
     pair = socket.socketpair()
-    fds = [os.memfd_create("segment"), *(each.detach() for each in pair)]
+    fds = [os.memfd_create("segment"), *(each.detach() for each in pair), os.memfd_create("census")]
     yield fds
     for fd in fds:
         os.close(fd)
@@ -75,6 +76,7 @@ def handover_of(held: list[int]) -> Handover:
         sockets=[{"address": "x", "sockets": [{"fd": held[2], "path": None}]}],
         segments=[held[0]],
         workers=[{"pid": 2, "segment": 0, "slot": 0, "line": held[1], "told": False}],
+        census=held[3],
     )
 
 
@@ -109,8 +111,8 @@ def test_the_next_program_has_it_all(tmp_path: Path) -> None:
     assert handover["notify_socket"] == "@x"
     assert handover["watchdog_s"] == 1.5
     assert handover["keeps_descriptors"] is True
-    assert said["closed on execve"] == 5
-    assert said["memfds"] == 5  # Neither the sixth, which nobody named, nor the document.
+    assert said["closed on execve"] == 6
+    assert said["memfds"] == 6  # Neither the seventh, which nobody named, nor the document.
     assert not said["told"]
     assert said["pending"] == ["SIGHUP"]
     assert said["arguments"] == ["--word", "two words"]
@@ -174,5 +176,5 @@ def test_a_failure_changes_nothing(
 
 
 def test_every_descriptor_is_named(held: list[int]) -> None:
-    """Segments, lines and listening sockets stay open, each once."""
+    """Segments, census, lines and listening sockets stay open, each once."""
     assert sorted(handover_of(held).descriptors()) == sorted(held)

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import mmap
 import os
 import select
 import signal
@@ -16,6 +17,7 @@ import pytest
 from lpechod.engine.loop import Loop
 from lpechod.engine.poller import EpollPoller
 from lpechod.engine.wheel import Timer
+from lpechod.ops.census import Census
 from lpechod.ops.segment import Segment, Slot
 from lpechod.process.workers import MAX_FAILED_STARTS, Child, Workers
 from tests.fake_time import FakeClock, FakeTimePoller
@@ -71,12 +73,16 @@ class Family:
         self.log = RecordingLog()
         self.segment = Segment.create()
         stack.callback(self.segment.close)
+        self.census = Census.create()
+        stack.callback(self.census.close)
         self.loop = Loop(FakeTimePoller(EpollPoller(), self.clock), self.clock)
         stack.callback(self.loop.close)
         stack.callback(self._end)
         self.become = become
         self.calls: list[str] = []
-        self.workers = Workers(count, self.segment, self._become, self.loop, self.log)
+        self.workers = Workers(
+            count, self.segment, self._become, self.loop, self.log, census=self.census
+        )
         self.workers.on_settled = lambda: self.calls.append("settled")
         self.workers.on_hopeless = lambda: self.calls.append("hopeless")
         self.began_at = self.loop.now
@@ -88,6 +94,12 @@ class Family:
     def children(self) -> list[Child]:
         """The children, in the order of their start."""
         return list(self.workers.children.values())
+
+    @property
+    def rows(self) -> list[int]:
+        """The rows of the census that are in use."""
+        page = os.pread(self.census.fd, Census.ROWS, mmap.PAGESIZE)
+        return [row for row, used in enumerate(page) if used]
 
     @property
     def age(self) -> float:
@@ -393,3 +405,62 @@ def test_a_long_line_of_deaths_leaves_nothing_open(family: Make) -> None:
         it.hear()
     assert set(Path("/proc/self/fd").iterdir()) == before
     assert len(it.segment.slots()) == 2
+
+
+def test_each_child_has_a_row_of_the_census(family: Make) -> None:
+    """All rows are there before the first child is, and each goes when its child is reaped."""
+    born: list[list[int]] = []
+    it = family(3)
+
+    def note(slot: Slot, line: socket.socket) -> NoReturn:
+        status = 1
+        try:
+            line.send(json.dumps({"type": "ready", "rows": it.rows, "own": slot.row}).encode())
+            line.recv(4096)
+            status = 0
+        finally:
+            os._exit(status)
+
+    it.become = note
+    it.workers.start()
+    for child in it.children:
+        select.select([child.line.fd], [], [])
+        told = json.loads(os.read(child.line.fd, 4096))
+        assert told["own"] == child.slot.row
+        born.append(told["rows"])
+    assert born == [[0, 1, 2]] * 3
+    victim = it.children[1]
+    it.become = serve
+    it.workers.drain([])  # Nobody comes in its place.
+
+    it.reap(victim, signal.SIGKILL)
+
+    assert victim.slot.index == 1
+    assert it.rows == [0, 2]
+
+
+def test_without_a_need_children_have_no_row(family: Make) -> None:
+    """Without the limit new children have no row, and those of before give theirs back."""
+    it = family(2)
+    it.workers.start()
+    it.hear()
+    it.census.wanted = False
+    for child in it.children:
+        it.reap(child, signal.SIGKILL)
+
+    assert [child.slot.row for child in it.children] == [None, None]
+    assert it.rows == []
+
+
+def test_a_census_without_room_is_a_failed_start(family: Make) -> None:
+    """A child for which there is no row is not born, and holds no slot."""
+    it = family(1)
+    os.pwrite(it.census.fd, b"\1" * Census.ROWS, mmap.PAGESIZE)
+    it.workers.start()
+
+    assert it.children == []
+    assert it.segment.slots() == []
+    assert "census" in str(it.log.of("worker_start_failed")[0]["problem"])
+    os.pwrite(it.census.fd, bytes(Census.ROWS), mmap.PAGESIZE)
+    it.wait_for_start()
+    assert it.rows == [0]

@@ -24,6 +24,7 @@ from lpechod.ops.config_tables import (
     ServerConfig,
     Table,
     TimeoutsConfig,
+    TlsConfig,
 )
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Problem",
     "ServerConfig",
     "TimeoutsConfig",
+    "TlsConfig",
     "dump_config",
     "json_schema",
     "load_config",

@@ -245,4 +245,5 @@ def service_settings(config: Config) -> ServiceSettings:
             connection_burst=limits.connection_burst,
         ),
         max_buffered_bytes=limits.max_buffered,
+        max_handshakes=limits.max_handshakes,
     )

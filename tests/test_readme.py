@@ -57,7 +57,7 @@ def test_the_configuration_table_is_the_models() -> None:
 
 def test_the_metrics_table_is_the_collector() -> None:
     """Each metric family stands in the table, in order, with its labels, type and help."""
-    standing = Standing({"ready": 1, "draining": 0}, 0, 1, True, 0.0)
+    standing = Standing({"ready": 1, "draining": 0}, 0, 1, True, 0.0, {":9000": 0.0})
     expected = []
     for family in DaemonCollector(Totals, lambda: standing).collect():
         name = f"{family.name}_total" if family.type == "counter" else family.name

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 
 from lpechod.engine.loop import Loop
-from lpechod.net.counts import PAUSE_REASONS, REJECT_REASONS
+from lpechod.net.counts import HANDSHAKE_RESULTS, PAUSE_REASONS, REJECT_REASONS
 from lpechod.net.service import EchoService
 from lpechod.wire.frames import HEADER_BYTES, SIZE_CLASSES
 from lpechod.wire.states import CloseReason
@@ -38,8 +38,9 @@ def _zeros(count: int) -> Callable[[], list[int]]:
 class Totals:
     """Counters and gauges of one worker, or the sum over several.
 
-    Lists follow the order of `CloseReason`, `REJECT_REASONS` and `PAUSE_REASONS`, or hold the
-    classes of a histogram; sums of histograms are in nanoseconds, or bytes.
+    Lists follow the order of `CloseReason`, `REJECT_REASONS`, `PAUSE_REASONS` and
+    `HANDSHAKE_RESULTS`, or hold the classes of a histogram; sums of histograms are in nanoseconds,
+    or bytes.
     """
 
     connections_accepted: int = 0
@@ -65,6 +66,8 @@ class Totals:
     log_lines_dropped: int = 0
     loop_spins: int = 0
     """Turns that did nothing, see the spin detector."""
+    tls_handshakes: list[int] = field(default_factory=_zeros(len(HANDSHAKE_RESULTS)))
+    tls_handshakes_delayed: int = 0
 
     @classmethod
     def sum(cls, parts: Iterable["Totals"]) -> "Totals":
@@ -198,6 +201,8 @@ def gather(service: EchoService, loop: Loop, watch: TurnWatch) -> Totals:
         buffered_bytes=service.pool.held,
         backpressure_pauses=tally.backpressure_pauses,
         timer_entries=loop.timers,
+        tls_handshakes=list(counts.tls_handshakes.values()),
+        tls_handshakes_delayed=counts.tls_handshakes_delayed,
     )
 
 

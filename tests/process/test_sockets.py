@@ -26,12 +26,12 @@ def test_a_configuration_wants_all_its_addresses() -> None:
     """Every echo address is wanted with its backlog, then that of the metrics if there is one."""
     tables = [{"address": "127.0.0.1:1", "backlog": 5}, {"address": "unix:/x"}]
     config = Config.model_validate({"listen": tables, "metrics": {"address": ":3"}})
-    echo, local, metrics = wanted_by(config)
+    echo, local, metrics = wanted_by(config, {})
     assert [echo] == want("127.0.0.1:1", backlog=5)
     assert [local] == want("unix:/x", backlog=4096)
     assert (str(metrics.address), metrics.purpose) == (":3", METRICS)
     off = Config.model_validate({"listen": tables, "metrics": {"address": "off"}})
-    assert wanted_by(off) == [echo, local]
+    assert wanted_by(off, {}) == [echo, local]
 
 
 ADDRESSES = st.lists(st.sampled_from(["127.0.0.1:0", "[::1]:0", ":7", "unix:/a", "unix:/b"]))

@@ -24,8 +24,11 @@ class Issued:
 
     def table(self, *more: str) -> str:
         """Return the value of ``tls`` in a configuration."""
-        files = (f'certificate = "{self.certificate}"', f'key = "{self.key}"')
-        return f"{{ {', '.join((*files, *more))} }}"
+        return f"{{ {', '.join((*self.lines().splitlines(), *more))} }}"
+
+    def lines(self) -> str:
+        """Return the keys of ``tls`` for under a header."""
+        return f'certificate = "{self.certificate}"\nkey = "{self.key}"\n'
 
 
 def issue(

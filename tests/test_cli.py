@@ -18,6 +18,7 @@ import pytest
 
 from lpechod import __version__
 from lpechod.ops.config import load_config
+from tests.certificates import issue
 
 PATIENCE_SECONDS = 20
 """How long a command may take. It turns a hang into a failure, and that is all."""
@@ -133,6 +134,57 @@ def test_help_of_a_command() -> None:
 def test_check_of_a_good_file() -> None:
     """A configuration that can be used is OK."""
     assert outcome(run("check", "--config", EXAMPLE)) == (0, "OK\n", "")
+
+
+def test_check_of_files(tmp_path: Path) -> None:
+    """Files that can't be used are problems with line and key; `config` does not look at them."""
+    path = tmp_path / "config.toml"
+    path.write_text('[metrics]\nbearer_token_file = "/none"\n')
+    problem = "/none can't be read: No such file or directory"
+    expected = (78, "", f"{path}:2: metrics.bearer_token_file: {problem}\n")
+    assert outcome(run("check", "--config", path)) == expected
+    assert outcome(run("serve", "--config", path)) == expected
+    assert run("config", "--config", path).returncode == 0
+
+
+def test_check_of_a_file_without_permission(open_directory: Path) -> None:
+    """A key that the user may not read is a problem, with the reason."""
+    issued = issue(open_directory)
+    issued.key.chmod(0o000)
+    issued.certificate.chmod(0o644)
+    path = open_directory / "config.toml"
+    path.write_text(f"[[listen]]\ntls = {issued.table()}\n")
+    path.chmod(0o644)
+    problem = f"{path}:2: listen[0].tls.key: {issued.key} can't be read: Permission denied\n"
+    assert outcome(run("check", "--config", path, command=AS_NOBODY)) == (78, "", problem)
+
+
+def test_check_warns(tmp_path: Path) -> None:
+    """What will be trouble is said on standard error, and the file is OK all the same."""
+    issued = issue(tmp_path, after=-1)
+    issued.key.chmod(0o604)
+    path = tmp_path / "config.toml"
+    path.write_text(f"[[listen]]\n[listen.tls]\n{issued.lines()}")
+    status, printed, complaint = outcome(run("check", "--config", path))
+    assert (status, printed) == (0, "OK\n")
+    certificate, key = complaint.splitlines()
+    assert re.fullmatch(
+        rf"{path}:3: listen\[0\]\.tls\.certificate: warning: a certificate in "
+        rf"{issued.certificate} has expired on \d{{4}}-\d\d-\d\d \d\d:\d\d UTC; renew it",
+        certificate,
+    )
+    assert key == (
+        f"{path}:4: listen[0].tls.key: warning: {issued.key} is readable by everybody; chmod o-r"
+    )
+
+
+def test_warnings_that_nobody_reads(tmp_path: Path, unread: int) -> None:
+    """That nobody reads the warnings does not change the outcome."""
+    issued = issue(tmp_path, after=-1)
+    path = tmp_path / "config.toml"
+    path.write_text(f"[[listen]]\ntls = {issued.table()}\n")
+    ended = run("check", "--config", path, stderr=unread)
+    assert (ended.returncode, ended.stdout) == (0, "OK\n")
 
 
 @pytest.mark.parametrize("command", ["serve", "check", "config"])

@@ -118,5 +118,5 @@ def _time(der: bytes, at: int) -> tuple[float, int]:
         text = ("19" if text >= "5" else "20") + text
     elif not (tag == _GENERALIZED_TIME and re.fullmatch(r"[0-9]{14}Z", text)):
         raise ValueError("a date is written as no certificate may have it")
-    moment = datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC)
-    return moment.timestamp(), end
+    year, *rest = int(text[:4]), *(int(text[at : at + 2]) for at in range(4, 14, 2))
+    return datetime(year, *rest, tzinfo=UTC).timestamp(), end

@@ -108,14 +108,10 @@ class Supervisor:
             self.workers, config.server.watchdog, manager.watchdog_s, notifier, loop, log
         )
         self._certificate_expiry = certificate_expiry(config, credentials)
+        token = metrics_token(config, credentials)
+        listeners = sockets.listeners(METRICS)
         self._endpoint = MetricsEndpoint(
-            sockets.listeners(METRICS),
-            self._totals,
-            self._standing,
-            self._is_ready,
-            metrics_token(config, credentials),
-            loop,
-            log,
+            listeners, self._totals, self._standing, self._is_ready, token, loop, log
         )
         self._signals = SignalPipe(loop, HANDLED_SIGNALS, self._on_signal)
 

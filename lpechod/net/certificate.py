@@ -118,5 +118,6 @@ def _time(der: bytes, at: int) -> tuple[float, int]:
         text = ("19" if text >= "5" else "20") + text
     elif not (tag == _GENERALIZED_TIME and re.fullmatch(r"[0-9]{14}Z", text)):
         raise ValueError("a date is written as no certificate may have it")
-    year, *rest = int(text[:4]), *(int(text[at : at + 2]) for at in range(4, 14, 2))
-    return datetime(year, *rest, tzinfo=UTC).timestamp(), end
+    month, day, hour, minute, second = (int(text[at : at + 2]) for at in range(4, 14, 2))
+    moment = datetime(int(text[:4]), month, day, hour, minute, second, tzinfo=UTC)
+    return moment.timestamp(), end

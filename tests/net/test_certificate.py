@@ -155,8 +155,9 @@ def test_dates_that_no_certificate_may_have(text: bytes) -> None:
     """Dates without seconds, with an offset, or of the 99th month are errors (RFC 5280)."""
     start = DER.index(b"\x17\x0d")
     field = b"\x17" + bytes([len(text)]) + text
-    changed = bytearray(DER[:start] + field + DER[start + 15 :])
-    with pytest.raises(ValueError, match=r"date|time data|cut off|stands where"):
+    changed = bytearray(DER[:start] + field + DER[start + 15 :] + bytes(2))
+    changed[2:4] = (int.from_bytes(changed[2:4]) - 2).to_bytes(2)
+    with pytest.raises(ValueError, match=r"a date is|month must be"):
         validity(bytes(changed))
 
 

@@ -283,7 +283,8 @@ class Supervisor:
         segments = self.workers.segments()
         self._notifier.flush()
         handover = Handover(
-            **checked,
+            config=checked["config"],
+            credentials=checked["credentials"],
             sockets=[each.describe() for each in self._sockets.all],
             segments=[segment.fd for segment in segments],
             workers=self.workers.describe(segments),

@@ -112,7 +112,7 @@ _NOTES: Final = {
     "limits.low_watermark": "Less than `high_watermark`.",
     "limits.max_buffered": """At least `2 * max_frame + high_watermark`. Past seven eighths of it,
         those who hold most are paused, and shed if that has not helped within a second.""",
-    "timeouts.handshake": "In this version that is the PROXY header.",
+    "timeouts.handshake": "That is the PROXY header and the handshake of TLS, together.",
     "log.burst": """How many were withheld stands in the next line of the event, as
         `suppressed`.""",
     "limits.max_handshakes": """They cost much more processor time than frames do: with too many at
@@ -123,6 +123,8 @@ _NOTES: Final = {
     "metrics.bearer_token_file": """As `credentials_file` in the configuration of Prometheus. What
         is not of the service itself, `/-/healthy` and `/-/ready`, needs no token. Without TLS, the
         token can be read on the way.""",
+    "tls.certificate": """With a chain it is what ACME clients call `fullchain.pem`. `lpechod check`
+        and the log warn when less than a sixth of its life is left.""",
     "tls.key": """Only the user that lpechod runs as should be able to read it. It may be in the
         file of the certificate.""",
     "tls.client_ca": "Clients without such a certificate are turned away in the handshake.",

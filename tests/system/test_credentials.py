@@ -8,6 +8,7 @@ from pathlib import Path
 from lpechod.net.certificate import certificates, validity
 from tests.certificates import Issued, issue
 from tests.system.daemon import Daemon, EchoClient, children
+from tests.system.manager import Manager
 from tests.system.test_reload_failures import FAILURE, fail, nothing_changes, succeed
 
 EXPIRY = "lpechod_tls_certificate_expiry_timestamp_seconds"
@@ -67,6 +68,22 @@ def test_a_certificate_that_can_not_be_read(tmp_path: Path) -> None:
         new.certificate.write_bytes(kept)
         succeed(daemon, configuration(new))
         assert daemon.metric(EXPIRY, address="127.0.0.2:0") == end_of(new)
+
+
+def test_the_status_names_the_file(tmp_path: Path) -> None:
+    """After a reload that failed on a file, the service manager's status line says on which one."""
+    issued = issue(tmp_path)
+    with (
+        Manager(tmp_path / "notify") as manager,
+        manager.start(tmp_path, configuration(issued), errors=FAILURE) as daemon,
+    ):
+        manager.wait_for("READY")
+        issued.key.write_text("")
+        daemon.signal(signal.SIGHUP)
+        manager.wait_for("RELOADING", "1")
+        said = manager.wait_for("READY", "1").fields["STATUS"]
+        place = f"{daemon.path}:6: listen[1].tls.key: {issued.key}: "
+        assert said.startswith(f"Reload failed, all is as before: {place}")
 
 
 def test_every_file_that_is_wrong_is_named(tmp_path: Path) -> None:
@@ -159,6 +176,7 @@ def test_the_token(tmp_path: Path) -> None:
         assert b"lpechod_frames_total 0.0" in ask(daemon, "/metrics", right)
         assert b" 401 " in ask(daemon, "/", "Authorization: Bearer wrong")
         assert b" 401 " in ask(daemon, "/metrics", right, right)
+        assert b" 401 " in ask(daemon, "/metrics", right[:-3], f"Authorization: {right[-3:]}")
         assert b" 200 " in ask(daemon, "/", right)
         assert b" 200 " in ask(daemon, "/-/healthy")
         assert b" 200 " in ask(daemon, "/-/ready")

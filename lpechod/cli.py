@@ -14,15 +14,20 @@ from pathlib import Path
 from typing import TextIO
 
 from lpechod import __version__
+from lpechod.engine import clock
 from lpechod.ops.config import (
     DEFAULT_PATH,
     ConfigError,
+    Problem,
     dump_config,
     json_schema,
     load_config,
 )
+from lpechod.ops.credentials import load
 from lpechod.ops.loglines import with_priority
 from lpechod.ops.logs import is_journal
+from lpechod.ops.toml import format_path, nearest_line
+from lpechod.ops.validity import concerns
 from lpechod.process.serve import serve
 
 
@@ -79,8 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _print(json.dumps(json_schema(), indent=2) + "\n")
         if arguments.command == "serve":
             return serve(arguments.config)
-        config = load_config(arguments.config)
-        return _print("OK\n" if arguments.command == "check" else dump_config(config))
+        if arguments.command == "check":
+            return _check(arguments.config)
+        return _print(dump_config(load_config(arguments.config)))
     except ConfigError as error:
         text = str(error)
         if is_journal(2, os.environ):
@@ -88,6 +94,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         with suppress(OSError):  # Nobody reads them, or not all. The status tells enough.
             _write(text + "\n", sys.stderr)
         return os.EX_CONFIG
+
+
+def _check(path: Path) -> int:
+    """Print that a configuration can be used, and what should be looked after all the same."""
+    loaded = load(path)
+    for concern in concerns(loaded.config, loaded.credentials, clock.wall()):
+        line = nearest_line(loaded.lines, concern.key)
+        warning = Problem(str(path), line, format_path(concern.key), f"warning: {concern.text}")
+        with suppress(OSError):
+            _write(f"{warning}\n", sys.stderr)
+    return _print("OK\n")
 
 
 def _print(text: str) -> int:

@@ -18,6 +18,7 @@ import pytest
 
 from lpechod import __version__
 from lpechod.ops.config import load_config
+from tests.certificates import issue
 
 PATIENCE_SECONDS = 20
 """How long a command may take. It turns a hang into a failure, and that is all."""
@@ -135,6 +136,57 @@ def test_check_of_a_good_file() -> None:
     assert outcome(run("check", "--config", EXAMPLE)) == (0, "OK\n", "")
 
 
+def test_check_of_files(tmp_path: Path) -> None:
+    """Files that can't be used are problems with line and key; `config` does not look at them."""
+    path = tmp_path / "config.toml"
+    path.write_text('[metrics]\nbearer_token_file = "/none"\n')
+    problem = "/none can't be read: No such file or directory"
+    expected = (78, "", f"{path}:2: metrics.bearer_token_file: {problem}\n")
+    assert outcome(run("check", "--config", path)) == expected
+    assert outcome(run("serve", "--config", path)) == expected
+    assert run("config", "--config", path).returncode == 0
+
+
+def test_check_of_a_file_without_permission(open_directory: Path) -> None:
+    """A key that the user may not read is a problem, with the reason."""
+    issued = issue(open_directory)
+    issued.key.chmod(0o000)
+    issued.certificate.chmod(0o644)
+    path = open_directory / "config.toml"
+    path.write_text(f"[[listen]]\ntls = {issued.table()}\n")
+    path.chmod(0o644)
+    problem = f"{path}:2: listen[0].tls.key: {issued.key} can't be read: Permission denied\n"
+    assert outcome(run("check", "--config", path, command=AS_NOBODY)) == (78, "", problem)
+
+
+def test_check_warns(tmp_path: Path) -> None:
+    """What will be trouble is said on standard error, and the file is OK all the same."""
+    issued = issue(tmp_path, after=-1)
+    issued.key.chmod(0o604)
+    path = tmp_path / "config.toml"
+    path.write_text(f"[[listen]]\n[listen.tls]\n{issued.lines()}")
+    status, printed, complaint = outcome(run("check", "--config", path))
+    assert (status, printed) == (0, "OK\n")
+    certificate, key = complaint.splitlines()
+    assert re.fullmatch(
+        rf"{path}:3: listen\[0\]\.tls\.certificate: warning: a certificate in "
+        rf"{issued.certificate} has expired on \d{{4}}-\d\d-\d\d \d\d:\d\d UTC; renew it",
+        certificate,
+    )
+    assert key == (
+        f"{path}:4: listen[0].tls.key: warning: {issued.key} is readable by everybody; chmod o-r"
+    )
+
+
+def test_warnings_that_nobody_reads(tmp_path: Path, unread: int) -> None:
+    """That nobody reads the warnings does not change the outcome."""
+    issued = issue(tmp_path, after=-1)
+    path = tmp_path / "config.toml"
+    path.write_text(f"[[listen]]\ntls = {issued.table()}\n")
+    ended = run("check", "--config", path, stderr=unread)
+    assert (ended.returncode, ended.stdout) == (0, "OK\n")
+
+
 @pytest.mark.parametrize("command", ["serve", "check", "config"])
 def test_faults(tmp_path: Path, command: str) -> None:
     """Every command reports every fault, one line each, on standard error with status 78."""
@@ -146,7 +198,7 @@ def test_faults(tmp_path: Path, command: str) -> None:
         f"{path}:2: server.worker: unknown key (did you mean workers?)",
         f"{path}:3: server.drain_timeout: {_after(complaint, 'server.drain_timeout')}",
         f'{path}:6: listen[0].address: "9000" has no colon; write ":9000" for every interface',
-        f"{path}:7: listen[0].tls: unknown key",
+        f"{path}:7: listen[0].tls: expected a table, found true",
         f"{path}:11: limits.max_connections: expected at least 1, found -1",
         f"{path}:13: timeout: unknown key (did you mean timeouts?)",
     ]
@@ -204,7 +256,8 @@ def test_schema_accepts_the_example(schema: dict[str, Any]) -> None:
         keys = content
         if isinstance(content, list):
             shape, keys = resolve(shape["items"], schema), content[0]
-        assert shape["properties"].keys() == keys.keys()
+        shown = {key for key, of in shape["properties"].items() if "default" in of}
+        assert shown == keys.keys()
 
 
 @pytest.mark.parametrize(
@@ -218,6 +271,10 @@ def test_schema_accepts_the_example(schema: dict[str, Any]) -> None:
         "[limits]\nmax_connections = 0",
         '[log]\nlevel = "loud"',
         "[metrics]\naddress = 10862",
+        '[metrics]\nbearer_token_file = "metrics.token"',
+        "[[listen]]\ntls = true",
+        '[metrics.tls]\ncertificate = "/a"\nkey = "/b"\nciphers = "x"',
+        '[metrics.tls]\ncertificate = "/a"',
     ],
 )
 def test_schema_rejects_mistakes(schema: dict[str, Any], text: str) -> None:
@@ -251,7 +308,8 @@ def validate(value: object, shape: dict[str, Any], schema: dict[str, Any]) -> No
     shape = resolve(shape, schema)
     known = {"$defs", "$schema", "additionalProperties", "default", "description", "enum"}
     known |= {"examples", "exclusiveMinimum", "items", "maximum", "minimum", "minItems", "pattern"}
-    assert not shape.keys() - known - {"properties", "title", "type"}, "a word nobody checks"
+    known |= {"properties", "required", "title", "type"}
+    assert not shape.keys() - known, "a word nobody checks"
     kinds = shape.get("type", list(KINDS))
     kinds = [kinds] if isinstance(kinds, str) else kinds
     assert any(isinstance(value, KINDS[kind]) for kind in kinds)
@@ -268,7 +326,7 @@ def validate(value: object, shape: dict[str, Any], schema: dict[str, Any]) -> No
             validate(item, shape["items"], schema)
     elif isinstance(value, dict):
         assert shape["additionalProperties"] is False
-        assert value.keys() <= shape["properties"].keys()
+        assert {*shape.get("required", ())} <= value.keys() <= shape["properties"].keys()
         for key, item in value.items():
             validate(item, shape["properties"][key], schema)
 

@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 
 from lpechod.ops import toml
-from lpechod.ops.config import Config, dump_config
+from lpechod.ops.config import Config, TlsConfig, dump_config
 from lpechod.ops.counters import Totals
 from lpechod.ops.metrics import DaemonCollector, Standing
 from lpechod.wire.states import CloseReason
@@ -44,15 +44,20 @@ def test_the_configuration_table_is_the_models() -> None:
         table, prefix = (value[0], "[[listen]] ") if section == "listen" else (value, f"{section}.")
         shown = defaults[section][0] if section == "listen" else defaults[section]
         for key, field in type(table).model_fields.items():
-            default = toml.dumps({"is": shown[key]}).removeprefix("is = ").strip()
-            expected.append(f"| `{prefix}{key}` | `{default}` | {field.description} |")
+            default = toml.dumps({"is": shown.get(key)}).removeprefix("is = ").strip()
+            default = f"`{default}`" if default else "none"
+            expected.append(f"| `{prefix}{key}` | {default} | {field.description} |")
+    for key, field in TlsConfig.model_fields.items():
+        default = "needed" if field.is_required() else f'`"{field.default}"`'
+        default = "none" if field.default is None else default
+        expected.append(f"| `tls.{key}` | {default} | {field.description} |")
 
     assert table_rows("Configuration") == expected
 
 
 def test_the_metrics_table_is_the_collector() -> None:
     """Each metric family stands in the table, in order, with its labels, type and help."""
-    standing = Standing({"ready": 1, "draining": 0}, 0, 1, True, 0.0)
+    standing = Standing({"ready": 1, "draining": 0}, 0, 1, True, 0.0, {":9000": 0.0})
     expected = []
     for family in DaemonCollector(Totals, lambda: standing).collect():
         name = f"{family.name}_total" if family.type == "counter" else family.name

@@ -8,6 +8,7 @@ be true across tables is checked here.
 import codecs
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +25,9 @@ from lpechod.ops.config_tables import (
     ServerConfig,
     Table,
     TimeoutsConfig,
+    TlsConfig,
 )
+from lpechod.ops.toml import KeyPath
 
 __all__ = [
     "DEFAULT_PATH",
@@ -37,9 +40,11 @@ __all__ = [
     "Problem",
     "ServerConfig",
     "TimeoutsConfig",
+    "TlsConfig",
     "dump_config",
     "json_schema",
     "load_config",
+    "locate_config",
 ]
 
 DEFAULT_PATH: Final = Path("/etc/lpechod/config.toml")
@@ -123,7 +128,7 @@ def _chosen_by_kernel(address: Address) -> bool:
 
 
 def load_config(path: str | Path) -> Config:
-    """Read and check a configuration file.
+    """Read and check a configuration file, but none of the files that it names.
 
     Args:
         path: The TOML file; it is named in every message as it is given here.
@@ -132,16 +137,22 @@ def load_config(path: str | Path) -> Config:
         ConfigError: The file can't be read or can't be used, with every reason.
 
     """
+    return locate_config(path)[0]
+
+
+def locate_config(path: str | Path) -> tuple[Config, Mapping[KeyPath, int]]:
+    """Read a configuration file as `load_config` does; tell also on which line each key stands."""
     file = str(path)
     text = _read_text(file)
     try:
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise ConfigError([_syntax_problem(file, text, error)]) from None
+    lines = toml.locate(text)
     try:
-        return Config.model_validate(document)
+        return Config.model_validate(document), lines
     except ValidationError as error:
-        raise ConfigError(explain(error, file, toml.locate(text), Config)) from None
+        raise ConfigError(explain(error, file, lines, Config)) from None
 
 
 def _read_text(file: str) -> str:

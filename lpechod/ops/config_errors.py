@@ -134,12 +134,13 @@ def _line(detail: ErrorDetails, lines: Mapping[KeyPath, int]) -> int | None:
     return next(known, None) or nearest_line(lines, detail["loc"])
 
 
-def _tables(model: type[BaseModel]) -> dict[str, list[str]]:
+def _tables(model: type[BaseModel], name: str = "") -> dict[str, list[str]]:
     """Return the keys of each table of a file, those of the top level under the empty name."""
-    tables = {"": list(model.model_fields)}
-    for name, field in model.model_fields.items():
-        section: Any = next(iter(get_args(field.annotation)), field.annotation)
-        tables[name] = list(section.model_fields)
+    tables = {name: list(model.model_fields)}
+    for key, field in model.model_fields.items():
+        inner: Any = next(iter(get_args(field.annotation)), field.annotation)
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            tables |= _tables(inner, f"{name}.{key}" if name else key)
     return tables
 
 
@@ -155,20 +156,25 @@ def _message(detail: ErrorDetails, tables: Mapping[str, list[str]]) -> str:
             return str(context["conflict"].message)
         case "literal_error":
             return _choose(re.findall("'([^']*)'", context["expected"]), detail["input"])
-        case "tuple_type" if len(detail["loc"]) > 1:
-            return f"expected an array, found {shown(detail['input'])}"
+        case "missing":
+            return "is missing; this key has no default"
         case kind:
             # Bounds of floats are floats, and nobody writes 1000000.0.
             plain = {name: f"{v:.0f}" if isinstance(v, float) else v for name, v in context.items()}
             key = format_path(detail["loc"])
             expected = _EXPECTED.get(kind, "another value").format(key=key, **plain)
+            if kind == "tuple_type" and len(detail["loc"]) > 1:
+                expected = "an array"
             return f"expected {expected}, found {shown(detail['input'])}"
 
 
 def _choose(choices: list[str], found: object) -> str:
     """Name the choices, and the one that was probably meant."""
-    near = get_close_matches(found.lower(), choices, n=1) if isinstance(found, str) else []
+    words = [choice for choice in choices if not choice[0].isdecimal()]
+    near = get_close_matches(found.lower(), words, n=1) if isinstance(found, str) else []
     hint = f" (did you mean {near[0]}?)" if near else ""
+    if shown(found) in choices:
+        hint = f"; write it in quotes, {shown(shown(found))}"
     return f"expected one of {', '.join(choices)}, found {shown(found)}{hint}"
 
 

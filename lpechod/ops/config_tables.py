@@ -15,6 +15,7 @@ from lpechod.ops.config_errors import Conflict, refuse
 from lpechod.ops.config_types import (
     Count,
     Duration,
+    FilePath,
     ListenAddress,
     Network,
     OptionalAddress,
@@ -35,10 +36,18 @@ _MIN_WATCHDOG_SECONDS: Final = 1.0
 
 
 def _describe_defaults(schema: dict[str, Any], model: type[BaseModel]) -> None:
-    """Show each default as it stands in a file, and leave out titles that only repeat the key."""
-    for key, default in model().model_dump(mode="json").items():
-        schema["properties"][key]["default"] = default
-        schema["properties"][key].pop("title", None)
+    """Show each default as it stands in a file, and leave out titles that only repeat the key.
+
+    A key that is absent by default has none: in TOML there is no null to write.
+    """
+    defaults = model.model_construct().model_dump(mode="json")
+    for key, of in schema["properties"].items():
+        of.pop("title", None)
+        of.pop("default", None)
+        if defaults.get(key) is not None:
+            of["default"] = defaults[key]
+        elif "anyOf" in of:
+            of.update(next(each for each in of.pop("anyOf") if each != {"type": "null"}))
 
 
 class Table(BaseModel):
@@ -83,6 +92,25 @@ class ServerConfig(Table):
         return watchdog
 
 
+class TlsConfig(Table):
+    """What TLS is spoken with."""
+
+    certificate: FilePath = Field(
+        description="PEM file of the certificate, followed by those between it and a root.",
+    )
+    key: FilePath = Field(
+        description="PEM file of its private key, without a passphrase.",
+    )
+    client_ca: FilePath | None = Field(
+        default=None,
+        description="PEM file of the authorities of which each client needs a certificate.",
+    )
+    min_version: Literal["1.2", "1.3"] = Field(
+        default="1.2",
+        description='Oldest version of TLS that is spoken: "1.2" or "1.3".',
+    )
+
+
 class ListenConfig(Table):
     """An address that clients connect to; repeatable."""
 
@@ -111,6 +139,10 @@ class ListenConfig(Table):
     deny: tuple[Network, ...] = Field(
         default=(),
         description="Networks of clients that may not; of all that hold one, the longest decides.",
+    )
+    tls: TlsConfig | None = Field(
+        default=None,
+        description="With this table, TLS is spoken here.",
     )
 
     @field_validator("trusted_proxies")
@@ -181,6 +213,12 @@ class LimitsConfig(Table):
         ge=1,
         le=128,
         description="Bits by which IPv6 clients are told apart: a host has a /64, or more.",
+    )
+    max_handshakes: Count = Field(
+        default=256,
+        ge=1,
+        le=_MAX_COUNT,
+        description="TLS handshakes under way at a time in a worker; further ones wait.",
     )
     high_watermark: Size = Field(
         default=256 << 10,
@@ -301,4 +339,12 @@ class MetricsConfig(Table):
     address: OptionalAddress = Field(
         default=TcpAddress("127.0.0.1", 10862),
         description='Where /metrics is served, written like a listen address, or "off".',
+    )
+    bearer_token_file: FilePath | None = Field(
+        default=None,
+        description="File of the token that a scraper has to send, as in its configuration.",
+    )
+    tls: TlsConfig | None = Field(
+        default=None,
+        description="With this table, the pages are served over HTTPS.",
     )

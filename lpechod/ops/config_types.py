@@ -112,6 +112,18 @@ def _read_network(value: object) -> AnyNetwork:
     raise ValueError(f'expected a network such as "192.0.2.0/24", found {shown(value)}')
 
 
+def _read_path(value: object) -> str:
+    expected = 'expected an absolute path such as "/etc/lpechod/tls.pem"'
+    if not isinstance(value, str):
+        raise ValueError(f"{expected}, found {shown(value)}")  # noqa: TRY004 - pydantic's contract.
+    if not value.startswith("/"):
+        # It is not shown: somebody may have put a key or a token where its file belongs.
+        raise ValueError(f"{expected}; it begins with a slash")
+    if "\0" in value:
+        raise ValueError("no path holds a NUL")
+    return value
+
+
 def _schema(*types: str, **rest: object) -> WithJsonSchema:
     """Describe a type to editors by what JSON can say: it knows no durations and no sizes."""
     return WithJsonSchema({"type": types[0] if len(types) == 1 else list(types), **rest})
@@ -184,6 +196,13 @@ OptionalAddress: TypeAlias = Annotated[
     _schema("string", examples=["[::1]:10862", ":10862", "off"]),
 ]
 """Where to accept connections, None when off."""
+
+FilePath: TypeAlias = Annotated[
+    str,
+    PlainValidator(_read_path),
+    _schema("string", pattern="^/", examples=["/etc/lpechod/tls.pem"]),
+]
+"""An absolute path: a daemon's working directory is nobody's, and a reload must mean the same."""
 
 Network: TypeAlias = Annotated[
     AnyNetwork,

@@ -12,7 +12,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 
 from lpechod.engine.loop import Loop
-from lpechod.net.counts import PAUSE_REASONS, REJECT_REASONS, SCARCE_RESOURCES
+from lpechod.net.counts import (
+    HANDSHAKE_RESULTS,
+    PAUSE_REASONS,
+    REJECT_REASONS,
+    SCARCE_RESOURCES,
+)
 from lpechod.net.service import EchoService
 from lpechod.wire.frames import HEADER_BYTES, SIZE_CLASSES
 from lpechod.wire.states import CloseReason
@@ -38,9 +43,9 @@ def _zeros(count: int) -> Callable[[], list[int]]:
 class Totals:
     """Counters and gauges of one worker, or the sum over several.
 
-    Lists follow the order of `CloseReason`, `REJECT_REASONS`, `PAUSE_REASONS` and
-    `SCARCE_RESOURCES`, or hold the classes of a histogram; sums of histograms are in nanoseconds,
-    or bytes.
+    Lists follow the order of `CloseReason`, `REJECT_REASONS`, `PAUSE_REASONS`, `HANDSHAKE_RESULTS`
+    and `SCARCE_RESOURCES`, or hold the classes of a histogram; sums of histograms are in
+    nanoseconds, or bytes.
     """
 
     connections_accepted: int = 0
@@ -69,6 +74,8 @@ class Totals:
     overload_ns: list[int] = field(default_factory=_zeros(len(SCARCE_RESOURCES)))
     loop_spins: int = 0
     """Turns that did nothing, see the spin detector."""
+    tls_handshakes: list[int] = field(default_factory=_zeros(len(HANDSHAKE_RESULTS)))
+    tls_handshakes_delayed: int = 0
 
     @classmethod
     def sum(cls, parts: Iterable["Totals"]) -> "Totals":
@@ -207,6 +214,8 @@ def gather(service: EchoService, loop: Loop, watch: TurnWatch) -> Totals:
         ],
         rate_limit_evictions=service.admission.rate_evictions,
         census_overflows=service.admission.overflows,
+        tls_handshakes=list(counts.tls_handshakes.values()),
+        tls_handshakes_delayed=counts.tls_handshakes_delayed,
     )
 
 

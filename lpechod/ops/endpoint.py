@@ -29,6 +29,7 @@ class MetricsEndpoint(Timer):
         totals: returns the sum over all workers.
         standing: returns how the daemon stands.
         ready: tells whether connections are being served.
+        token: what a scraper has to send, None if nothing.
         loop: where it lives.
         log: gets defects of ours.
     """
@@ -39,6 +40,7 @@ class MetricsEndpoint(Timer):
         totals: Callable[[], Totals],
         standing: Callable[[], Standing],
         ready: Callable[[], bool],
+        token: str | None,
         loop: Loop,
         log: EventLog,
     ) -> None:
@@ -48,7 +50,7 @@ class MetricsEndpoint(Timer):
         ProcessCollector(registry=registry)
         self._loop = loop
         self._log = log
-        self._exporter = Exporter(Pages(registry, ready), loop, log)
+        self._exporter = Exporter(Pages(registry, ready, token), loop, log)
         self._acceptor = self._accept_from(listeners)
         self._give_up_at = 0.0
         self._on_quiet: Callable[[], None] | None = None

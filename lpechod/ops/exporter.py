@@ -160,7 +160,11 @@ class _Client(Timer):
         else:
             if isinstance(event, h11.Request):
                 method = event.method.decode("ascii")
-                page = self._pages.answer(method, event.target.decode("ascii"))
+                # h11 has put the names into lower case. Two headers are a request for a refusal.
+                sent = b"\n".join(
+                    value for name, value in event.headers if name == b"authorization"
+                )
+                page = self._pages.answer(method, event.target.decode("ascii"), sent)
                 self._answer(page, body=method != "HEAD")
 
     def _refuse(self, status: HTTPStatus) -> None:

@@ -6,8 +6,8 @@ Histograms are kept in classes that double, where every second bound is enough t
 """
 
 import platform
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -18,7 +18,12 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from lpechod import __version__
-from lpechod.net.counts import PAUSE_REASONS, REJECT_REASONS, SCARCE_RESOURCES
+from lpechod.net.counts import (
+    HANDSHAKE_RESULTS,
+    PAUSE_REASONS,
+    REJECT_REASONS,
+    SCARCE_RESOURCES,
+)
 from lpechod.ops.counters import Totals
 from lpechod.wire.states import CloseReason
 
@@ -37,6 +42,8 @@ class Standing:
     for how many the descriptors of all workers suffice (`raise_descriptor_limit`), if less."""
     reload_successful: bool
     reloaded_at: float
+    certificate_expiry: Mapping[str, float] = field(default_factory=dict)
+    """When the first certificate of a chain expires, for each address with TLS."""
 
 
 class DaemonCollector(Collector):
@@ -63,6 +70,7 @@ class DaemonCollector(Collector):
 def _families(totals: Totals, standing: Standing) -> Iterator[Metric]:
     yield from _daemon(standing)
     yield from _connections(totals, standing.connections_limit)
+    yield from _tls(totals, standing.certificate_expiry)
     yield from _traffic(totals)
     yield from _internals(totals)
 
@@ -109,19 +117,19 @@ def _connections(totals: Totals, limit: int) -> Iterator[Metric]:
         "descriptors.",
         limit,
     )
-    yield _by_reason(
+    yield _by_label(
         "lpechod_connections_closed",
         "Connections that have ended, by reason.",
         _CLOSE_REASONS,
         totals.connections_closed,
     )
-    yield _by_reason(
+    yield _by_label(
         "lpechod_connections_rejected",
         "Connections that were not served, by reason.",
         REJECT_REASONS,
         totals.connections_rejected,
     )
-    yield _by_reason(
+    yield _by_label(
         "lpechod_accept_pauses",
         "Times that accepting was suspended, by the error of accept(2), or to balance workers.",
         PAUSE_REASONS,
@@ -146,6 +154,29 @@ def _connections(totals: Totals, limit: int) -> Iterator[Metric]:
         totals.connection_durations_ns / 1e9,
         shown=slice(0, None, 2),
     )
+
+
+def _tls(totals: Totals, certificate_expiry: Mapping[str, float]) -> Iterator[Metric]:
+    yield _by_label(
+        "lpechod_tls_handshakes",
+        "TLS handshakes that have ended, by result.",
+        HANDSHAKE_RESULTS,
+        totals.tls_handshakes,
+        label="result",
+    )
+    yield _counter(
+        "lpechod_tls_handshakes_delayed",
+        "TLS handshakes that waited for a place, of limits.max_handshakes for each worker.",
+        totals.tls_handshakes_delayed,
+    )
+    expiry = GaugeMetricFamily(
+        "lpechod_tls_certificate_expiry_timestamp_seconds",
+        "Unix time at which the first certificate of the chain of an address expires.",
+        labels=["address"],
+    )
+    for address, moment in certificate_expiry.items():
+        expiry.add_metric([address], moment)
+    yield expiry
 
 
 def _traffic(totals: Totals) -> Iterator[Metric]:
@@ -223,10 +254,12 @@ def _gauge(name: str, text: str, value: float) -> Metric:
     return GaugeMetricFamily(name, text, value=value)
 
 
-def _by_reason(name: str, text: str, reasons: Sequence[str], values: Sequence[int]) -> Metric:
-    family = CounterMetricFamily(name, text, labels=["reason"])
-    for reason, value in zip(reasons, values, strict=True):
-        family.add_metric([reason], value)
+def _by_label(
+    name: str, text: str, keys: Sequence[str], values: Sequence[int], label: str = "reason"
+) -> Metric:
+    family = CounterMetricFamily(name, text, labels=[label])
+    for key, value in zip(keys, values, strict=True):
+        family.add_metric([key], value)
     return family
 
 

@@ -1,5 +1,6 @@
 """What the exporter answers: a method and a target in, a status, headers and a body out."""
 
+import hmac
 from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import parse_qs, urlsplit
@@ -46,11 +47,17 @@ class Pages:
     Args:
         registry: what ``/metrics`` shows.
         ready: tells whether connections are being served.
+        token: what has to be sent for the pages that tell more than whether the daemon lives; who
+            asks for those, such as a load balancer, often can't send any. None: nothing has to.
     """
 
-    def __init__(self, registry: CollectorRegistry, ready: Callable[[], bool]) -> None:
+    def __init__(
+        self, registry: CollectorRegistry, ready: Callable[[], bool], token: str | None = None
+    ) -> None:
         self._registry = registry
         self._ready = ready
+        self._token = None if token is None else token.encode("ascii")
+        self._guarded = () if token is None else ("/", "/metrics")
         self._paths = {
             "/": self._landing,
             "/metrics": self._metrics,
@@ -58,12 +65,13 @@ class Pages:
             "/-/ready": self._readiness,
         }
 
-    def answer(self, method: str, target: str) -> Page:
+    def answer(self, method: str, target: str, authorization: bytes = b"") -> Page:
         """Answer a request.
 
         Args:
             method: as in the request line.
             target: path and query, as in the request line.
+            authorization: the header of that name, empty if there is none.
         """
         try:
             path, query = urlsplit(target)[2:4]
@@ -71,9 +79,16 @@ class Pages:
             return Page(400, b"Bad request target.\n")
         if path not in self._paths:
             return Page(404, b"Not found. There are /, /metrics, /-/healthy and /-/ready.\n")
+        if path in self._guarded and not self._knows_token(authorization):
+            return Page(401, b"Unauthorized.\n", headers=(("WWW-Authenticate", "Bearer"),))
         if method not in ("GET", "HEAD"):
             return Page(405, b"Only GET and HEAD.\n", headers=(("Allow", "GET, HEAD"),))
         return self._paths[path](query)
+
+    def _knows_token(self, authorization: bytes) -> bool:
+        scheme, _, sent = authorization.partition(b" ")
+        # Takes the same time however much of it is right (RFC 6750, 2.1; RFC 9110, 11.1).
+        return scheme.lower() == b"bearer" and hmac.compare_digest(sent.strip(), self._token or b"")
 
     def _landing(self, _query: str) -> Page:
         return Page(200, _LANDING.encode(), _HTML)

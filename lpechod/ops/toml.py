@@ -119,7 +119,7 @@ def dumps(mapping: Mapping[str, object]) -> str:
 
     Args:
         mapping: Strings, booleans, numbers, lists of these, mappings, and lists of mappings, which
-            become arrays of tables.
+            become arrays of tables. A key whose value is None is left out.
 
     Raises:
         TypeError: A value is of another type.
@@ -137,6 +137,8 @@ def _table(mapping: Mapping[str, object], path: KeyPath, header: str) -> Iterato
     for key, value in mapping.items():
         below = (*path, key)
         match value:
+            case None:
+                pass
             case Mapping():
                 inner.append((below, f"[{format_path(below)}]", value))
             case [*elements] if elements and all(isinstance(e, Mapping) for e in elements):

@@ -14,6 +14,7 @@ from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from lpechod.ops.credentials import Credentials
 from lpechod.process.command import own_command
 from lpechod.process.documents import read_document, write_document
 from lpechod.process.signals import signals_blocked
@@ -29,6 +30,8 @@ class Handover:
 
     Attributes:
         config: the configuration, as JSON values; what was checked is what runs.
+        credentials: the contents of the files that it names (`Credentials.describe`). They are
+            secrets: a memfd that only this process has is as good a place as its memory.
         sockets: the listening sockets (`lpechod.process.sockets.Bound.describe`).
         segments: descriptors of the shared memory, the latest first.
         workers: of each child the process id, the place of its segment in ``segments``, its slot,
@@ -45,6 +48,9 @@ class Handover:
     config: dict[str, Any]
     sockets: list[dict[str, Any]]
     segments: list[int]
+    credentials: dict[str, Any] = field(
+        default_factory=lambda: Credentials().describe(), repr=False
+    )
     workers: list[dict[str, Any]] = field(default_factory=list)
     restarts: int = 0
     reloaded_at: float | None = None

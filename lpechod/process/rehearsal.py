@@ -1,10 +1,10 @@
 """A reload tried out beforehand, by a process of its own.
 
 The supervisor runs its own command once more, with a variable in the environment that makes it a
-rehearsal: the code that is on disk now reads the configuration, and listens on the addresses that
-the supervisor does not hold yet. If that works, the sockets and the checked configuration are sent
-back, and the reload can't fail on either any more; if not, whatever is wrong stands on the
-rehearsal's standard error, and nothing has happened.
+rehearsal: the code that is on disk now reads the configuration and the files that this names, and
+listens on the addresses that the supervisor does not hold yet. If that works, the sockets and what
+has been read are sent back, and the reload can't fail on either any more; if not, whatever is wrong
+stands on the rehearsal's standard error, and nothing has happened.
 
 Checking in the supervisor's own process was rejected: it runs the old code, has the old modules in
 memory, and would look up names and read files while its workers wait for their watchdog.
@@ -23,7 +23,7 @@ from lpechod.engine.poller import READABLE
 from lpechod.engine.wheel import Timer
 from lpechod.net.address import TcpAddress, parse_address
 from lpechod.net.listener import ListenError
-from lpechod.ops.config import Config
+from lpechod.ops.credentials import Loaded, tls_contexts
 from lpechod.process.command import own_command
 from lpechod.process.documents import read_document, write_document
 from lpechod.process.handover import FORMAT
@@ -44,8 +44,9 @@ class Rehearsal(Timer):
     Args:
         held: addresses that need not be bound.
         loop: where to wait.
-        on_end: called once with the checked configuration, or None, the sockets that were bound for
-            it, and the problems, one line each.
+        on_end: called once with what has been checked, or None, the sockets that were bound for it,
+            and the problems, one line each. What has been checked is the ``config`` and the
+            ``credentials`` of a `Handover`.
 
     Raises:
         OSError: the process cannot be started.
@@ -60,7 +61,7 @@ class Rehearsal(Timer):
         super().__init__()
         self._loop = loop
         self._on_end = on_end
-        self._config: dict[str, Any] | None = None
+        self._checked: dict[str, Any] | None = None
         self._bound: list[Bound] = []
         self._output = b""
         self._late = False
@@ -109,18 +110,18 @@ class Rehearsal(Timer):
         self._receive()
         self._close()
         problems = _problems(self._output.decode(errors="replace").splitlines())
-        config = self._config
+        checked = self._checked
         if code != 0:
-            config = None
+            checked = None
         if self._late:
             problems.append(f"checking took more than {TIMEOUT_SECONDS:.0f} seconds")
-        elif config is None and not problems:
+        elif checked is None and not problems:
             problems.append(f"the check ended with status {code} and no word")
-        if config is None:
+        if checked is None:
             for bound in self._bound:
                 bound.close()
             self._bound = []
-        self._on_end(config, self._bound, problems)
+        self._on_end(checked, self._bound, problems)
 
     def abandon(self) -> None:
         """Close the copies that fork(2) has made."""
@@ -169,8 +170,8 @@ class Rehearsal(Timer):
             self._unwatch(self._channel.fileno())
             return
         document = read_document(fds[0])
-        if kind == b"config":
-            self._config = document
+        if kind == b"checked":
+            self._checked = document
             return
         for described, fd in zip(document["sockets"], fds[1:], strict=True):
             os.set_inheritable(fd, False)
@@ -209,11 +210,11 @@ def rehearsing(environ: MutableMapping[str, str]) -> int | None:
     return None if channel is None else int(channel)
 
 
-def rehearse(config: Config, descriptor: int) -> int:
-    """Be a rehearsal: bind what is missing, and send it to the supervisor with the configuration.
+def rehearse(loaded: Loaded, descriptor: int) -> int:
+    """Be a rehearsal: bind what is missing, and send it to the supervisor with what has been read.
 
     Args:
-        config: what has been read.
+        loaded: the configuration and its files.
         descriptor: the channel.
 
     Returns:
@@ -224,17 +225,23 @@ def rehearse(config: Config, descriptor: int) -> int:
         request = read_document(fds[0])
         if request["format"] != FORMAT:
             return _refuse("this version can't take over from the running one; restart the daemon")
+        config, credentials = loaded.config, loaded.credentials
+        contexts = tls_contexts(config, credentials)
         held = [parse_address(each) for each in request["held"]]
         ports = {each.port for each in held if isinstance(each, TcpAddress)}
         try:
-            opened = bind(missing(wanted_by(config), request["held"]), ports)
+            opened = bind(missing(wanted_by(config, contexts), request["held"]), ports)
         except ListenError as error:
             return _refuse(*error.problems)
         for bound in opened:
             described = bound.describe()
             listening = [each["fd"] for each in described["sockets"]]
             _send(channel, b"bound", described, listening)
-        _send(channel, b"config", config.model_dump(mode="json"), [])
+        checked = {
+            "config": config.model_dump(mode="json"),
+            "credentials": credentials.describe(),
+        }
+        _send(channel, b"checked", checked, [])
         for bound in opened:
             for listener in bound.listeners:
                 listener.keep_file()

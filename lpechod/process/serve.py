@@ -7,10 +7,13 @@ from pathlib import Path
 from lpechod.engine import clock
 from lpechod.net.listener import ListenError
 from lpechod.ops.census import Census
-from lpechod.ops.config import Config, load_config
+from lpechod.ops.config import Config
 from lpechod.ops.counters import Totals
+from lpechod.ops.credentials import Credentials, Loaded, load, tls_contexts
 from lpechod.ops.logs import Log, open_log
 from lpechod.ops.segment import Segment
+from lpechod.ops.toml import format_path
+from lpechod.ops.validity import concerns
 from lpechod.process.descriptors import occupy_standard_streams, raise_descriptor_limit
 from lpechod.process.handover import Handover, take_over
 from lpechod.process.privileges import forgo_new_privileges
@@ -36,17 +39,19 @@ def serve(path: Path) -> int:
     occupy_standard_streams()
     channel = rehearsing(os.environ)
     if channel is not None:
-        return rehearse(load_config(path), channel)
+        return rehearse(load(path), channel)
     handover = take_over(os.environ)
     if handover is not None:
         return _go_on(handover)
-    return _start(load_config(path), take_environment(os.environ, os.getpid()))
+    return _start(load(path), take_environment(os.environ, os.getpid()))
 
 
-def _start(config: Config, manager: ServiceManager) -> int:
+def _start(loaded: Loaded, manager: ServiceManager) -> int:
+    config, credentials = loaded.config, loaded.credentials
     log = _open_log(config)
+    _warn(config, credentials, log)
     capacity = _provide_descriptors(config.limits.max_connections, log)
-    wanted = wanted_by(config)
+    wanted = wanted_by(config, tls_contexts(config, credentials))
     sockets = Sockets()
     notifier = Notifier(manager.notify_socket)
     sockets.inherit(manager.inherited, wanted, notifier, log)
@@ -64,7 +69,7 @@ def _start(config: Config, manager: ServiceManager) -> int:
     forgo_new_privileges(log)
     segment, census = Segment.create(), _census(config)
     supervisor = Supervisor(
-        config, sockets, manager, notifier, segment, log, capacity, census=census
+        config, credentials, sockets, manager, notifier, segment, log, capacity, census=census
     )
     return supervisor.run()
 
@@ -72,10 +77,12 @@ def _start(config: Config, manager: ServiceManager) -> int:
 def _go_on(handover: Handover) -> int:
     """Take everything over from the program that this process was."""
     config = Config.model_validate(handover.config)
+    credentials = Credentials.restore(handover.credentials)
     log = _open_log(config)
+    _warn(config, credentials, log)
     capacity = _provide_descriptors(config.limits.max_connections, log)
     sockets = Sockets(Bound.restore(each) for each in handover.sockets)
-    sockets.assign(wanted_by(config))
+    sockets.assign(wanted_by(config, tls_contexts(config, credentials)))
     segments = [Segment.adopt(fd) for fd in handover.segments]
     census = _census(config, handover.census)
     manager = ServiceManager(
@@ -87,6 +94,7 @@ def _go_on(handover: Handover) -> int:
     notifier.go_on_with(handover.unsent)
     supervisor = Supervisor(
         config,
+        credentials,
         sockets,
         manager,
         notifier,
@@ -127,6 +135,12 @@ def _census(config: Config, fd: int | None = None) -> Census | None:
 def _open_log(config: Config) -> Log:
     log = config.log
     return open_log(log.level, log.format, log.burst, log.rate, clock=clock.monotonic)
+
+
+def _warn(config: Config, credentials: Credentials, log: Log) -> None:
+    """Log what is no mistake yet, see `lpechod.ops.validity`."""
+    for concern in concerns(config, credentials, clock.wall()):
+        log.warning(concern.event, key=format_path(concern.key), **concern.fields)
 
 
 def _provide_descriptors(connections: int, log: Log) -> int:

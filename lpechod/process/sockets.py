@@ -9,8 +9,9 @@ address that the configuration has for them; what they are used for does not mat
 
 import os
 import socket
+import ssl
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +28,7 @@ from lpechod.net.listener import (
 from lpechod.net.networks import AccessList
 from lpechod.ops.config import Config, ListenConfig
 from lpechod.ops.exporter import MAX_CLIENTS
+from lpechod.ops.toml import KeyPath
 from lpechod.process.systemd import Inherited, Notifier, descriptor_name
 
 ECHO = "echo"
@@ -89,21 +91,31 @@ class Wanted:
     entrance: Entrance = OPEN_TO_ALL
 
 
-def wanted_by(config: Config) -> list[Wanted]:
-    """List every address of a configuration."""
-    wanted = [
-        Wanted(table.address, table.backlog, ECHO, _entrance(table)) for table in config.listen
-    ]
-    if config.metrics.address is not None:
-        wanted.append(Wanted(config.metrics.address, MAX_CLIENTS, METRICS))
+def wanted_by(config: Config, contexts: Mapping[KeyPath, ssl.SSLContext]) -> list[Wanted]:
+    """List every address of a configuration.
+
+    Args:
+        config: the configuration.
+        contexts: those of its tables with TLS, of which none may be missing: a socket that should
+            speak TLS must not serve without (`lpechod.ops.credentials.tls_contexts`).
+    """
+    wanted = []
+    for index, table in enumerate(config.listen):
+        tls = None if table.tls is None else contexts["listen", index]
+        wanted.append(Wanted(table.address, table.backlog, ECHO, _entrance(table, tls)))
+    metrics = config.metrics
+    if metrics.address is not None:
+        entrance = OPEN_TO_ALL if metrics.tls is None else Entrance(tls=contexts["metrics",])
+        wanted.append(Wanted(metrics.address, MAX_CLIENTS, METRICS, entrance))
     return wanted
 
 
-def _entrance(table: ListenConfig) -> Entrance:
+def _entrance(table: ListenConfig, tls: ssl.SSLContext | None) -> Entrance:
     listed = bool(table.allow or table.deny)
     return Entrance(
         access=AccessList(table.allow, table.deny) if listed else EVERYBODY,
         proxies=AccessList(table.trusted_proxies, ()) if table.proxy_protocol else None,
+        tls=tls,
     )
 
 

@@ -25,10 +25,12 @@ from lpechod.engine.signals import SignalPipe
 from lpechod.ops.census import Census
 from lpechod.ops.config import Config
 from lpechod.ops.counters import Totals
+from lpechod.ops.credentials import Credentials, metrics_token
 from lpechod.ops.endpoint import MetricsEndpoint
 from lpechod.ops.logs import Log
 from lpechod.ops.metrics import Standing
 from lpechod.ops.segment import Segment, Slot
+from lpechod.ops.validity import certificate_expiry
 from lpechod.process.ending import Ending
 from lpechod.process.handover import Handover, hand_over
 from lpechod.process.rehearsal import Rehearsal
@@ -54,6 +56,7 @@ class Supervisor:
 
     Args:
         config: the configuration.
+        credentials: the contents of the files that it names; they are not kept.
         sockets: all that it asks for, and those that a reload has made superfluous.
         manager: what the service manager wants.
         notifier: talks to it, and may have messages that wait.
@@ -68,6 +71,7 @@ class Supervisor:
     def __init__(
         self,
         config: Config,
+        credentials: Credentials,
         sockets: Sockets,
         manager: ServiceManager,
         notifier: Notifier,
@@ -107,9 +111,11 @@ class Supervisor:
         self._watchdog = Watchdog(
             self.workers, config.server.watchdog, manager.watchdog_s, notifier, loop, log
         )
+        self._certificate_expiry = certificate_expiry(config, credentials)
+        token = metrics_token(config, credentials)
         listeners = sockets.listeners(METRICS)
         self._endpoint = MetricsEndpoint(
-            listeners, self._totals, self._standing, self._is_ready, loop, log
+            listeners, self._totals, self._standing, self._is_ready, token, loop, log
         )
         self._signals = SignalPipe(loop, HANDLED_SIGNALS, self._on_signal)
 
@@ -264,7 +270,7 @@ class Supervisor:
             self._reload_failed([f"cannot start a check: {error.strerror}"])
 
     def _rehearsed(
-        self, config: dict[str, Any] | None, bound: list[Bound], problems: list[str]
+        self, checked: dict[str, Any] | None, bound: list[Bound], problems: list[str]
     ) -> None:
         self._rehearsal = None
         self._sockets.share_ports(False)
@@ -272,21 +278,22 @@ class Supervisor:
             for each in bound:
                 each.close()
             self._check_ended()
-        elif config is None:
+        elif checked is None:
             self._reload_failed(problems)
         else:
             self._sockets.coming = bound
-            self._endpoint.pause(lambda: self._hand_over(config))
+            self._endpoint.pause(lambda: self._hand_over(checked))
 
-    def _hand_over(self, config: dict[str, Any]) -> None:
-        """Become the new program."""
+    def _hand_over(self, checked: dict[str, Any]) -> None:
+        """Become the new program, with what a rehearsal has checked."""
         retired = self._segment.retired
         # Ours, too, are counters that must not go back.
         self._segment.retired = Totals.sum([retired, self._own_totals()])
         segments = self.workers.segments()
         self._notifier.flush()
         handover = Handover(
-            config=config,
+            config=checked["config"],
+            credentials=checked["credentials"],
             sockets=[each.describe() for each in self._sockets.all],
             segments=[segment.fd for segment in segments],
             census=None if self._census is None else self._census.fd,
@@ -368,6 +375,7 @@ class Supervisor:
             ),
             reload_successful=self._reload_successful,
             reloaded_at=self._reloaded_at,
+            certificate_expiry=self._certificate_expiry,
         )
 
 

@@ -262,4 +262,5 @@ def service_settings(config: Config) -> ServiceSettings:
         ),
         max_buffered_bytes=limits.max_buffered,
         overload_percent=limits.overload_threshold,
+        max_handshakes=limits.max_handshakes,
     )

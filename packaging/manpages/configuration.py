@@ -1,6 +1,7 @@
 """lpechod.toml(5): every table and key from the models, and what a line for each can't hold."""
 
 from collections.abc import Iterator, Mapping
+from types import NoneType
 from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -13,6 +14,7 @@ from lpechod.ops.config import DEFAULT_PATH
 from lpechod.ops.config_types import (
     Count,
     Duration,
+    FilePath,
     ListenAddress,
     Network,
     OptionalAddress,
@@ -33,6 +35,7 @@ _KINDS: Final[tuple[tuple[Any, str], ...]] = (
     (Rate, "*number*"),
     (Switch, "`true` | `false`"),
     (tuple[Network, ...], "[*network*, ...]"),
+    (FilePath, "*path*"),
     (Duration, "*duration*"),
     (Timeout, '*duration* | `"off"`'),
     (Size, "*size*"),
@@ -64,6 +67,8 @@ _VALUES: Final = {
         `":port"` serve IPv4 too. With port 0 the kernel chooses one, and the log says which. The
         path of a UNIX socket is absolute; a stale file in its place is replaced, a live one is
         not.""",
+    "*path*": """In quotes, the absolute path of a file. It is read when the configuration is, and
+        at no other time: after a change, reload.""",
     "*network*": """In quotes, an address and the length of a prefix: `"192.0.2.0/24"`,
         `"2001:db8::/32"`. An address alone is a network of its own. IPv4 addresses in IPv6 notation
         (`::ffff:192.0.2.1`) are IPv4 addresses.""",
@@ -116,14 +121,26 @@ _NOTES: Final = {
     "limits.overload_threshold": """Between 50 and 100. From there on, connections that are overdue
         by `timeouts.overload_idle` or `timeouts.overload_frame` are closed, the longest overdue
         first, until there is room again. With 100 that begins when all places are taken.""",
-    "timeouts.handshake": "In this version that is the PROXY header.",
+    "timeouts.handshake": "That is the PROXY header and the handshake of TLS, together.",
     "timeouts.overload_idle": """Longer than `idle`, it has no effect. What precedes the first frame
         counts as silence.""",
     "timeouts.overload_frame": """A frame gets its length divided by `min_rate` as extra time.
         Longer than `frame`, it has no effect.""",
     "log.burst": """How many were withheld stands in the next line of the event, as
         `suppressed`.""",
-    "metrics.address": "Nobody is asked for a password there: keep it off public networks.",
+    "limits.max_handshakes": """They cost much more processor time than frames do: with too many at
+        once, none would end in time. How many had to wait is in
+        `lpechod_tls_handshakes_delayed_total`.""",
+    "metrics.address": """Without `bearer_token_file` nobody is asked for a password there: keep it
+        off public networks.""",
+    "metrics.bearer_token_file": """As `credentials_file` in the configuration of Prometheus. What
+        is not of the service itself, `/-/healthy` and `/-/ready`, needs no token. Without TLS, the
+        token can be read on the way.""",
+    "tls.certificate": """With a chain it is what ACME clients call `fullchain.pem`. `lpechod check`
+        and the log warn when less than a sixth of its life is left.""",
+    "tls.key": """Only the user that lpechod runs as should be able to read it. It may be in the
+        file of the certificate.""",
+    "tls.client_ca": "Clients without such a certificate are turned away in the handshake.",
 }
 """What an operator has to know of a key besides. What is about a value is tested with one."""
 
@@ -183,8 +200,13 @@ def page(config: type[BaseModel], date: str) -> str:
     manual.section("VALUES")
     for tag, text in _VALUES.items():
         manual.item(tag, text)
+    shared: dict[Any, list[str]] = {}
     for name, field in config.model_fields.items():
-        _table(manual, name, field)
+        _table(manual, name, field, shared)
+    for model, places in shared.items():
+        manual.section(", ".join(f"[{place}]" for place in places))
+        manual.paragraph(model.__doc__ or "")
+        _keys(manual, places[0].rpartition(".")[2], model)
     manual.section("EXAMPLES")
     for text, example in EXAMPLES.items():
         manual.paragraph(text)
@@ -200,23 +222,40 @@ def page(config: type[BaseModel], date: str) -> str:
     return str(manual)
 
 
-def _table(manual: Page, name: str, field: FieldInfo) -> None:
+def _table(manual: Page, name: str, field: FieldInfo, shared: dict[Any, list[str]]) -> None:
+    """Write about a table; those within it go to ``shared``, each with the places it is in."""
     repeated = get_origin(field.annotation) is tuple
     model: Any = get_args(field.annotation)[0] if repeated else field.annotation
     manual.section(f"[[{name}]]" if repeated else f"[{name}]")
     manual.paragraph(field.description or "")
+    _keys(manual, name, model)
+    for key, of in model.model_fields.items():
+        if inner := _inner_table(of.annotation):
+            shared.setdefault(inner, []).append(f"{name}.{key}")
+
+
+def _keys(manual: Page, name: str, model: Any) -> None:
     types = get_type_hints(model, include_extras=True)
-    for key, default in model().model_dump(mode="json").items():
-        of = model.model_fields[key]
+    defaults = model.model_construct().model_dump(mode="json")
+    for key, of in model.model_fields.items():
         note = _NOTES.get(f"{name}.{key}", "")
-        manual.item(f"`{key}` = {_kind(types[key])}", f"{of.description} {note}")
-        manual.line(_range(of, {key: default}))
+        kind = "*table*" if _inner_table(of.annotation) else _kind(types[key])
+        manual.item(f"`{key}` = {kind}", f"{of.description} {note}")
+        manual.line(_range(of, {key: defaults.get(key)}))
+
+
+def _inner_table(annotation: Any) -> type[BaseModel] | None:
+    """Return the model of a key that is a table, or nothing."""
+    inner = next((each for each in get_args(annotation) if each is not NoneType), annotation)
+    return inner if isinstance(inner, type) and issubclass(inner, BaseModel) else None
 
 
 def _kind(annotation: Any) -> str:
     """Say in words what type a value is of."""
     if get_origin(annotation) is Literal:
         annotation = str
+    if NoneType in get_args(annotation) and annotation != OptionalAddress:
+        (annotation,) = (each for each in get_args(annotation) if each is not NoneType)
     for known, word in _KINDS:
         if annotation == known:
             return word
@@ -225,6 +264,10 @@ def _kind(annotation: Any) -> str:
 
 def _range(field: FieldInfo, default: Mapping[str, object]) -> str:
     """Say what a value is if nothing is written, and which ones may be."""
+    if field.is_required():
+        return "No default: it has to be written."
+    if None in default.values():
+        return "Default: none."
     value = toml.dumps(default).partition(" = ")[2].strip()
     limits = ", ".join(_bounds(field))
     return f"Default: `{value}`" + (f" ({limits})" if limits else "")

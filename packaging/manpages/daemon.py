@@ -23,8 +23,8 @@ _DESCRIPTION: Final = (
     throughput through real load balancers and firewalls, to check what these do to long-lived,
     half-closed, slow or pipelined connections, and to test client libraries against.""",
     """Clients send frames: a length, four bytes, most significant first, and then so many bytes.
-    There is neither authentication nor encryption: who can connect can use it, within the limits of
-    the configuration.""",
+    Who can connect can use it, within the limits of the configuration, unless that has a list of
+    networks or demands TLS and a certificate.""",
     """A supervisor binds the addresses and serves the metrics; worker processes share the listening
     sockets and own their connections. A worker that dies or hangs is replaced. The daemon stays in
     the foreground, writes no PID file, and logs to standard error, in JSON unless that is a
@@ -34,7 +34,8 @@ _DESCRIPTION: Final = (
 _COMMANDS: Final = {
     "serve": "It runs until a signal ends it, see SIGNALS.",
     "check": """Problems go to standard error, one a line, all of them at once; the exit status is
-        then 78. No address is bound, and a daemon that runs is not touched.""",
+        then 78. Certificates and keys are looked at as well; what will be trouble soon is a
+        warning. No address is bound, and a daemon that runs is not touched.""",
     "config": "That is every key, those included that the file leaves at their defaults.",
     "schema": "Editors that know the schema complete keys and show what they mean.",
 }

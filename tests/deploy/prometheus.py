@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.certificates import issue
 from tests.system.daemon import PATIENCE_SECONDS, Daemon
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
@@ -198,7 +199,11 @@ def shipped_configuration(metrics: str, echo: str, exporter: str) -> str:
 def watched_daemon(directory: Path) -> Iterator[Prometheus]:
     """Run a daemon, its probe and a Prometheus that has seen it echo, reject and reload."""
     limit = 20
-    config = f"[server]\nworkers = 2\n[limits]\nmax_connections = {limit}"
+    tls = issue(directory).table()
+    config = (
+        f"[server]\nworkers = 2\n[limits]\nmax_connections = {limit}\n"
+        f'[[listen]]\naddress = "127.0.0.1:0"\n[[listen]]\naddress = "127.0.0.1:0"\ntls = {tls}\n'
+    )
     with Daemon(directory, config) as daemon, blackbox_exporter() as exporter:
         configuration = shipped_configuration(
             daemon.latest["metrics"][0], daemon.address, exporter.address

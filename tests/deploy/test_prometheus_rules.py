@@ -18,7 +18,7 @@ from tests.deploy.prometheus import SHIPPED, Prometheus, promtool, watched_daemo
 RULES = SHIPPED / "lpechod.rules.yml"
 UNIT_TESTS = SHIPPED / "lpechod.rules.test.yml"
 
-MEASURED = re.compile(r"(?:absent\((?P<series>.+)\)|(?P<value>.+) (?:==|>) [0-9.]+)")
+MEASURED = re.compile(r"(?:absent\((?P<series>.+)\)|(?P<value>.+) (?:==|<|>) [0-9.]+)")
 NAMES = re.compile(r"[a-z_]+:\w+:\w+|\b(?:lpechod|process|probe)_\w+|\bup\b")
 
 

@@ -22,6 +22,7 @@ from lpechod.ops.config import (
     MetricsConfig,
     ServerConfig,
     TimeoutsConfig,
+    TlsConfig,
     dump_config,
     json_schema,
     load_config,
@@ -94,14 +95,27 @@ def test_the_example_is_the_defaults_with_each_key_explained() -> None:
 
     assert load_config(EXAMPLE) == Config()
     assert bare == dump_config(Config())
-    for name, model in TABLES.items():
-        for key, field in model.model_fields.items():
-            assert f"# {field.description}\n{key} = " in text, f"{name}.{key}"
+    for name, table in Config():
+        for key, value in table[0] if name == "listen" else table:
+            described = f"# {TABLES[name].model_fields[key].description}\n"
+            commented = "# " if value is None and key != "address" else ""
+            assert f"{described}{commented}{key} = " in text, f"{name}.{key}"
+    for key, field in TlsConfig.model_fields.items():
+        assert f"#   {key}: {field.description}\n" in text
+
+
+def test_a_key_that_is_absent_by_default_stands_in_a_comment_of_the_example() -> None:
+    """Without their comment signs, these lines set every such key to something the models take."""
+    text, count = re.subn(r"^# (\w+ = )", r"\1", EXAMPLE.read_text(), flags=re.MULTILINE)
+    config = loads(text)
+
+    assert count == 3
+    assert None not in {value for table in (config.listen[0], config.metrics) for _, value in table}
 
 
 def test_every_key_and_table_has_a_description_of_one_line() -> None:
     """Descriptions are short sentences: they become comments, table cells and editor hints."""
-    models: list[type[BaseModel]] = [Config, *TABLES.values()]
+    models: list[type[BaseModel]] = [Config, TlsConfig, *TABLES.values()]
     for model in models:
         for key, field in model.model_fields.items():
             assert field.description is not None, key
@@ -191,6 +205,11 @@ PORTS = st.integers(1, 65535)
 ADDRESSES = st.builds(
     TcpAddress, st.ip_addresses().map(str) | st.none() | st.just("localhost"), PORTS
 ) | st.builds(UnixAddress, st.from_regex(r"/[a-z\"\\{}]{0,90}", fullmatch=True))
+PATHS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])).map("/".__add__)
+TLS = st.none() | st.fixed_dictionaries(
+    {"certificate": PATHS, "key": PATHS},
+    optional={"client_ca": PATHS, "min_version": st.sampled_from(["1.2", "1.3"])},
+)
 POLLERS = [name for name in ("auto", "epoll", "poll", "select") if hasattr(select, name)]
 
 
@@ -207,7 +226,10 @@ def configs(draw: st.DrawFn) -> Config:
             "drain_timeout": draw(st.just(0.0) | st.floats(1e-6, 1e9)),
             "watchdog": draw(st.just(math.inf) | st.floats(1.0, 1e9)),
         },
-        "listen": [{"address": each, "backlog": draw(st.integers(1, 65535))} for each in listen],
+        "listen": [
+            {"address": each, "backlog": draw(st.integers(1, 65535)), "tls": draw(TLS)}
+            for each in listen
+        ],
         "limits": {
             "max_frame": frame,
             "max_connections": draw(st.integers(1, 960) if poller == "select" else COUNTS),
@@ -227,7 +249,11 @@ def configs(draw: st.DrawFn) -> Config:
             "burst": draw(COUNTS),
             "rate": draw(st.floats(1e-9, 1e6)),
         },
-        "metrics": {"address": draw(st.sampled_from([metrics, None]))},
+        "metrics": {
+            "address": draw(st.sampled_from([metrics, None])),
+            "bearer_token_file": draw(st.none() | PATHS),
+            "tls": draw(TLS),
+        },
     }
     return Config.model_validate(values)
 
@@ -276,7 +302,7 @@ def test_the_schema_tells_editors_every_key_with_its_default() -> None:
         assert list(table["properties"]) == list(model.model_fields)
         for key, field in model.model_fields.items():
             assert table["properties"][key]["description"] == field.description
-            assert table["properties"][key]["default"] == values[key]
+            assert table["properties"][key].get("default") == values[key]
             assert "title" not in table["properties"][key]
 
 

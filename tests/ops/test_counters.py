@@ -14,7 +14,12 @@ from hypothesis import strategies as st
 from lpechod.engine.loop import Loop
 from lpechod.engine.poller import Poller, Ready, open_poller
 from lpechod.net.admission import ALONE, AdmissionLimits, ClientCounts
-from lpechod.net.counts import PAUSE_REASONS, REJECT_REASONS, SCARCE_RESOURCES
+from lpechod.net.counts import (
+    HANDSHAKE_RESULTS,
+    PAUSE_REASONS,
+    REJECT_REASONS,
+    SCARCE_RESOURCES,
+)
 from lpechod.net.service import EchoService, ServiceSettings
 from lpechod.ops.census import Census, CensusRow
 from lpechod.ops.counters import GAUGES, TURN_CLASSES, Totals, TurnWatch, gather
@@ -137,6 +142,7 @@ def test_lists_have_a_place_for_each_label() -> None:
     assert len(made.connections_rejected) == len(REJECT_REASONS)
     assert len(made.accept_pauses) == len(PAUSE_REASONS)
     assert len(made.overload_ns) == len(SCARCE_RESOURCES)
+    assert len(made.tls_handshakes) == len(HANDSHAKE_RESULTS)
 
 
 def test_gathered_totals_have_the_same_shape(make_worker: MakeWorker) -> None:
@@ -144,6 +150,17 @@ def test_gathered_totals_have_the_same_shape(make_worker: MakeWorker) -> None:
     gathered = make_worker().totals()
     assert gathered == Totals()
     assert Totals.sum([Totals(), gathered]) == Totals()
+
+
+def test_handshakes_are_gathered(make_worker: MakeWorker) -> None:
+    """What the service counts of handshakes is in the totals, by result."""
+    worker = make_worker()
+    counts = worker.service.counts
+    for number, result in enumerate(HANDSHAKE_RESULTS, 1):
+        counts.tls_handshakes[result] = number
+    counts.tls_handshakes_delayed = 9
+    assert worker.totals().tls_handshakes == list(range(1, len(HANDSHAKE_RESULTS) + 1))
+    assert worker.totals().tls_handshakes_delayed == 9
 
 
 # The sum.

@@ -227,10 +227,15 @@ def test_tables_are_written_after_the_keys_of_the_table_around_them() -> None:
     )
 
 
+def test_a_key_without_a_value_is_left_out() -> None:
+    """TOML has no null, so a key whose value is None is not written, in inner tables neither."""
+    assert dumps({"a": None, "b": 1, "c": {"d": None}}) == "b = 1\n\n[c]\n"
+
+
 def test_what_toml_has_no_form_for_is_refused() -> None:
-    """None, and a table among plain values, raise TypeError."""
+    """None, and a table, among plain values raise TypeError."""
     with pytest.raises(TypeError, match="no TOML for NoneType"):
-        dumps({"a": None})
+        dumps({"a": [1, None]})
     with pytest.raises(TypeError, match="no TOML for dict"):
         dumps({"a": [1, {}]})
 

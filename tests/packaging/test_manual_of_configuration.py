@@ -10,7 +10,7 @@ from manpages import configuration
 from pydantic import Field
 
 from lpechod.ops import toml
-from lpechod.ops.config import Config, ConfigError, json_schema, load_config
+from lpechod.ops.config import Config, ConfigError, TlsConfig, json_schema, load_config
 from lpechod.ops.config_tables import Table
 from lpechod.ops.config_types import Count, Duration
 from tests.packaging.reading import DATE, PATIENCE_SECONDS, ROOT, items, rendered, section
@@ -33,12 +33,18 @@ def test_every_key_is_there(file: str) -> None:
         assert f"       {Config.model_fields[name].description}\n" in text
         assert [tag.partition(" = ")[0] for tag in found] == list(table["properties"])
         for about, (key, field) in zip(found.values(), table["properties"].items(), strict=True):
-            default = field["default"]
+            default = field.get("default")
             shown = toml.dumps({"is": default}).removeprefix("is = ").strip()
             assert about.startswith(field["description"]), key
+            shown = shown or "none."
             assert re.search(rf"\nDefault: {re.escape(shown)}( \(|$)", about), key
             for choice in field.get("enum", ()):
                 assert re.search(rf"\b{choice}\b", about), key
+    text = section(file, "[listen.tls], [metrics.tls]")
+    assert [tag.partition(" = ")[0] for tag in keys(text)] == list(TlsConfig.model_fields)
+    for key, of in TlsConfig.model_fields.items():
+        assert f"{of.description}" in " ".join(text.split()), key
+    assert text.count("No default: it has to be written.") == 2
     assert "Default: 4096 (at least 1, at most 65535)" in file
     assert "Default: 5 (more than 0, at most 1000000)" in file
 
@@ -83,6 +89,7 @@ NOTES = [
     ("Between 50 and 100.", "limits.overload_threshold = ", "50", "49"),
     ("Between 50 and 100.", "limits.overload_threshold = ", "100", "101"),
     ("K, M, G and T are refused", "limits.max_frame = ", '"1KiB"', '"1K"'),
+    ("the absolute path of a file", "metrics.bearer_token_file = ", '"/x"', '"x"'),
     ('"1h 30min"', "timeouts.idle = ", '"1h 30min"', '"1h 30"'),
     ("Units are us, ms, s, min, h, d and w", "timeouts.idle = ", '"1w 1d 1h 1min 1s 1ms 1us"',
      '"1 month"'),

@@ -36,6 +36,7 @@ if handover is None:
                 {"address": "b", "sockets": [{"fd": fds[2]}]},
             ],
             segments=[fds[3]],
+            credentials={"texts": {"/a": "s3cr3t"}, "exposed": []},
             workers=[{"pid": 1, "line": fds[4]}],
             restarts=7,
             notify_socket="@x",
@@ -105,6 +106,7 @@ def test_the_next_program_has_it_all(tmp_path: Path) -> None:
     assert said["pid"] == process.pid
     handover = said["handover"]
     assert handover["config"] == {"server": {"workers": 3}}
+    assert handover["credentials"] == {"texts": {"/a": "s3cr3t"}, "exposed": []}
     assert [len(each["sockets"]) for each in handover["sockets"]] == [2, 1]
     assert handover["workers"][0]["pid"] == 1
     assert handover["restarts"] == 7
@@ -130,6 +132,12 @@ def test_the_document_is_read() -> None:
     environ = document(config={"a": 1}, restarts=3, watchdog_s=None)
     assert take_over(environ) == Handover({"a": 1}, [], [], restarts=3)
     assert environ == {"PATH": "/bin"}
+
+
+def test_secrets_are_not_shown() -> None:
+    """What the files of the configuration hold is not in the text of a handover."""
+    handover = Handover({}, [], [], credentials={"texts": {"/a": "s3cr3t"}, "exposed": []})
+    assert "s3cr3t" not in f"{handover} {handover!r}"
 
 
 @pytest.mark.parametrize("changes", [{"format": FORMAT + 1}, {"pid": 1}])

@@ -1,5 +1,6 @@
 """The daemon's listening sockets, real ones: bound, assigned, stored, handed on, let go."""
 
+import ssl
 import stat
 from collections import Counter
 from pathlib import Path
@@ -8,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lpechod.net.entrance import EVERYBODY
 from lpechod.net.listener import ListenError
 from lpechod.ops.config import Config
+from lpechod.ops.toml import KeyPath
 from lpechod.process.sockets import ECHO, METRICS, Bound, Sockets, bind, missing, wanted_by
 from lpechod.process.systemd import Notifier, descriptor_name
 from tests.net.harness import RecordingLog
@@ -26,12 +29,43 @@ def test_a_configuration_wants_all_its_addresses() -> None:
     """Every echo address is wanted with its backlog, then that of the metrics if there is one."""
     tables = [{"address": "127.0.0.1:1", "backlog": 5}, {"address": "unix:/x"}]
     config = Config.model_validate({"listen": tables, "metrics": {"address": ":3"}})
-    echo, local, metrics = wanted_by(config)
+    echo, local, metrics = wanted_by(config, {})
     assert [echo] == want("127.0.0.1:1", backlog=5)
     assert [local] == want("unix:/x", backlog=4096)
     assert (str(metrics.address), metrics.purpose) == (":3", METRICS)
     off = Config.model_validate({"listen": tables, "metrics": {"address": "off"}})
-    assert wanted_by(off) == [echo, local]
+    assert wanted_by(off, {}) == [echo, local]
+
+
+def test_tls_is_wanted_where_the_configuration_says_so(tmp_path: Path) -> None:
+    """Each address gets the context of its own table, keeps its lists, and gets it when bound."""
+    table = {"certificate": "/a", "key": "/b"}
+    listen = [
+        {"address": "127.0.0.1:0", "allow": ["10.0.0.0/8"], "tls": table},
+        {"address": "127.0.0.1:0"},
+        {"address": "127.0.0.1:0", "tls": table},
+    ]
+    metrics = {"address": f"unix:{tmp_path}/m", "tls": table}
+    config = Config.model_validate({"listen": listen, "metrics": metrics})
+    keys: list[KeyPath] = [("listen", 0), ("listen", 2), ("metrics",)]
+    contexts = {key: ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) for key in keys}
+    expected = [contexts[keys[0]], None, contexts[keys[1]], contexts[keys[2]]]
+    wanted = wanted_by(config, contexts)
+    assert [each.entrance.tls for each in wanted] == expected
+    assert wanted[0].entrance.access != EVERYBODY
+    sockets = Sockets(bind(wanted))
+    sockets.assign(wanted)
+    listeners = sockets.listeners(ECHO) + sockets.listeners(METRICS)
+    assert [each.entrance.tls for each in listeners] == expected
+    close(sockets)
+
+
+def test_no_address_with_tls_is_served_without() -> None:
+    """That a context is missing is a defect, and no reason to serve in the clear."""
+    table = {"certificate": "/a", "key": "/b"}
+    for section in ({"listen": [{"tls": table}]}, {"metrics": {"tls": table}}):
+        with pytest.raises(KeyError):
+            wanted_by(Config.model_validate(section), {})
 
 
 ADDRESSES = st.lists(st.sampled_from(["127.0.0.1:0", "[::1]:0", ":7", "unix:/a", "unix:/b"]))

@@ -1,0 +1,144 @@
+"""What a server needs to speak TLS, made from the contents of files and not from the files.
+
+Whoever checks a configuration has read them, and a program that takes over must not fail on a file
+that has gone since (see `lpechod.ops.credentials`). No text of a file gets into a message.
+"""
+
+import os
+import re
+import ssl
+from typing import Final, Literal, NoReturn
+
+from lpechod.net.certificate import certificates, validity
+
+Part = Literal["certificate", "key"]
+
+_KEY: Final = re.compile(r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY-----")
+_ENCRYPTED: Final = re.compile(
+    r"-----BEGIN ENCRYPTED PRIVATE KEY-----|^Proc-Type:.*ENCRYPTED", re.MULTILINE
+)
+_IS_ENCRYPTED: Final = (
+    "the key is encrypted, and nobody is there to type the passphrase; "
+    "write it without: openssl pkey -in OLD -out NEW"
+)
+
+# The last one is what a key of another kind than the certificate's leads to.
+_MISMATCHES: Final = {"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"}
+
+_VERSIONS: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+
+
+class TlsMaterialError(Exception):
+    """Certificate and key can't be used, though each of them can be read.
+
+    Args:
+        part: which of them is at fault.
+        problem: what is wrong.
+    """
+
+    def __init__(self, part: Part, problem: str) -> None:
+        super().__init__(problem)
+        self.part = part
+
+
+def check_certificates(pem: str) -> None:
+    """Make sure that a file holds certificates that OpenSSL can read.
+
+    Args:
+        pem: its text.
+
+    Raises:
+        ValueError: it does not.
+    """
+    found = certificates(pem)
+    if not found:
+        raise ValueError("there is no certificate in it (-----BEGIN CERTIFICATE-----)")
+    for number, der in enumerate(found, 1):
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cadata=der)
+            validity(der)
+        except (ssl.SSLError, ValueError) as error:
+            raise ValueError(f"certificate {number} can't be read: {_reason(error)}") from None
+
+
+def check_key(pem: str) -> None:
+    """Make sure that a file holds a private key that needs no passphrase.
+
+    Args:
+        pem: its text.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if not _KEY.search(pem):
+        raise ValueError("there is no private key in it (-----BEGIN PRIVATE KEY-----)")
+    if _ENCRYPTED.search(pem):
+        raise ValueError(_IS_ENCRYPTED)
+
+
+def server_context(
+    certificate: str, key: str, client_ca: str | None, min_version: str
+) -> ssl.SSLContext:
+    """Make the context for the handshakes of a listener.
+
+    It is made before workers are forked, and so they share the keys of its session tickets: a
+    client can resume its session at any of them. All that is not set here is left to OpenSSL and to
+    the policy of the system (openssl.cnf).
+
+    Args:
+        certificate: text of a PEM file that `check_certificates` has accepted.
+        key: text of one that `check_key` has accepted.
+        client_ca: text of one that `check_certificates` has accepted, with the authorities of which
+            clients need certificates. None: they need none.
+        min_version: the oldest version, ``1.2`` or ``1.3``.
+
+    Raises:
+        TlsMaterialError: OpenSSL does not take them.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = _VERSIONS[min_version]
+    # Python sets both by itself; that clients can't command either is too important to rely on it.
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    _load(context, certificate, key)
+    if client_ca is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(cadata=b"".join(certificates(client_ca)))
+    return context
+
+
+def _load(context: ssl.SSLContext, certificate: str, key: str) -> None:
+    """Load what the ssl module takes from files only: from such as have never been on a disk."""
+    chain_fd, key_fd = _memory_file(certificate), _memory_file(key)
+    try:
+        context.load_cert_chain(f"/dev/fd/{chain_fd}", f"/dev/fd/{key_fd}", _ask_nobody)
+    except ssl.SSLError as error:
+        name, reason = error.reason or "", _reason(error)
+        if name in _MISMATCHES:
+            raise TlsMaterialError("key", "the key does not belong to the certificate") from None
+        if "TOO_SMALL" in name or "TOO_WEAK" in name:
+            problem = f"the security level of OpenSSL does not allow it: {reason}"
+            raise TlsMaterialError("certificate", problem) from None
+        raise TlsMaterialError("key", f"OpenSSL can't use the key: {reason}") from None
+    finally:
+        os.close(chain_fd)
+        os.close(key_fd)
+
+
+def _memory_file(text: str) -> int:
+    fd = os.memfd_create("lpechod-pem", os.MFD_CLOEXEC)
+    with os.fdopen(os.dup(fd), "wb") as file:
+        file.write(text.encode("latin-1"))
+    return fd
+
+
+def _ask_nobody() -> NoReturn:
+    """Stand in for OpenSSL's prompt on the terminal."""
+    raise TlsMaterialError("key", _IS_ENCRYPTED)
+
+
+def _reason(error: Exception) -> str:
+    """Say what OpenSSL says, without the places in its source and ours."""
+    reason = getattr(error, "reason", None)
+    if reason:
+        return str(reason).lower().replace("_", " ")
+    return re.sub(r"^\[\w+\] | \(_ssl\.c:\d+\)$", "", str(error))

@@ -50,7 +50,12 @@ class MetricsEndpoint(Timer):
         ProcessCollector(registry=registry)
         self._loop = loop
         self._log = log
-        self._exporter = Exporter(Pages(registry, ready, token), loop, log)
+        contexts = {
+            listener.name: listener.entrance.tls
+            for listener in listeners
+            if listener.entrance.tls is not None
+        }
+        self._exporter = Exporter(Pages(registry, ready, token), loop, log, contexts)
         self._acceptor = self._accept_from(listeners)
         self._give_up_at = 0.0
         self._on_quiet: Callable[[], None] | None = None

@@ -8,6 +8,8 @@ connection open would only mean another time limit.
 """
 
 import socket
+import ssl
+from collections.abc import Mapping
 from http import HTTPStatus
 
 import h11
@@ -15,8 +17,13 @@ import h11
 from lpechod.engine.loop import Loop
 from lpechod.engine.poller import READABLE, WRITABLE
 from lpechod.engine.wheel import Timer
+from lpechod.net.admission import format_peer
+from lpechod.net.counts import HANDSHAKE_RESULTS
 from lpechod.net.eventlog import EventLog
-from lpechod.net.transport import PeerGoneError, PlainTransport
+from lpechod.net.handshake import Handshake, HandshakeError
+from lpechod.net.handshakegate import HandshakeGate
+from lpechod.net.tls import TlsHandshake, TlsTransport
+from lpechod.net.transport import PeerGoneError, PlainTransport, Transport
 from lpechod.ops.pages import Page, Pages
 
 MAX_REQUEST_BYTES = 8192
@@ -30,24 +37,38 @@ class Exporter:
     Args:
         pages: what to answer.
         loop: where they live.
-        log: gets defects of ours.
+        log: gets defects of ours, and what is wrong with handshakes.
+        contexts: for TLS, by name of the listener; those that are not there have none.
     """
 
-    __slots__ = ("_loop", "_pages", "clients", "log")
+    __slots__ = ("_contexts", "_gate", "_loop", "_pages", "_results", "clients", "log")
 
-    def __init__(self, pages: Pages, loop: Loop, log: EventLog) -> None:
+    def __init__(
+        self, pages: Pages, loop: Loop, log: EventLog, contexts: Mapping[str, ssl.SSLContext]
+    ) -> None:
         self._pages = pages
         self._loop = loop
+        self._contexts = contexts
+        self._gate = HandshakeGate(loop, MAX_CLIENTS, lambda: None)
+        self._results = dict.fromkeys(HANDSHAKE_RESULTS, 0)  # They are none of the service.
         self.log = log
         self.clients: set[_Client] = set()
 
-    def welcome(self, client: socket.socket, _peer: object, _listener: str) -> None:
+    def welcome(self, client: socket.socket, peer: object, listener: str) -> None:
         """Take a connection fresh from accept(2), or close it if there are too many."""
         if len(self.clients) >= MAX_CLIENTS:
             client.close()
             return
+        context = self._contexts.get(listener)
+        transport: Transport
+        handshake: Handshake | None = None
+        if context is None:
+            transport = PlainTransport(client)
+        else:
+            transport = tls = TlsTransport(client, context)
+            handshake = TlsHandshake(tls, self._gate, self._results)
         try:
-            self.clients.add(_Client(PlainTransport(client), self._pages, self._loop, self))
+            self.clients.add(_Client(transport, handshake, peer, self._pages, self._loop, self))
         except (OSError, ValueError) as error:
             # The poller is full: epoll_ctl(2) ENOSPC or ENOMEM, a descriptor past FD_SETSIZE.
             client.close()
@@ -70,20 +91,31 @@ class _Client(Timer):
     __slots__ = (
         "_buffer",
         "_closing",
+        "_ended",
         "_exporter",
+        "_handshake",
         "_http",
         "_loop",
         "_pages",
+        "_peer",
         "_received",
         "_rest",
         "_transport",
     )
 
     def __init__(
-        self, transport: PlainTransport, pages: Pages, loop: Loop, exporter: Exporter
+        self,
+        transport: Transport,
+        handshake: Handshake | None,
+        peer: object,
+        pages: Pages,
+        loop: Loop,
+        exporter: Exporter,
     ) -> None:
         super().__init__()
         self._transport = transport
+        self._handshake = handshake
+        self._peer = peer
         self._pages = pages
         self._loop = loop
         self._exporter = exporter
@@ -93,6 +125,7 @@ class _Client(Timer):
         self._buffer = memoryview(bytearray(MAX_REQUEST_BYTES))
         self._received = 0
         self._rest: memoryview | None = None
+        self._ended = False
         self._closing = False
         loop.register(transport.fd, self, READABLE)
         loop.schedule(self, loop.now + TIMEOUT_SECONDS)
@@ -100,11 +133,13 @@ class _Client(Timer):
     def on_ready(self, _mask: int, _now: float) -> None:
         """Go on with the request or the answer; an error shows in the attempt."""
         try:
-            if self._rest:
+            if self._handshake is not None and not self._shake_hands(self._handshake):
+                return
+            if self._rest is not None and not self._ended:
                 self._write()
             else:
                 self._read()
-        except PeerGoneError:
+        except (PeerGoneError, EOFError):
             self._end()
 
     def on_deadline(self, _now: float) -> None:
@@ -119,6 +154,8 @@ class _Client(Timer):
     def close(self) -> None:
         """Close the descriptor."""
         self._exporter.clients.discard(self)
+        if self._handshake is not None:
+            self._handshake.abandon(None)
         self._loop.cancel(self)
         self._loop.unregister(self._transport.fd)
         self._transport.close()
@@ -131,6 +168,31 @@ class _Client(Timer):
         if not self._closing:
             self._closing = True
             self._loop.defer_close(self)
+
+    def _shake_hands(self, handshake: Handshake) -> bool:
+        """Go on with the handshake, and tell whether it is complete."""
+        try:
+            interest = handshake.advance(self)
+        except HandshakeError as error:
+            log = self._exporter.log
+            if log.permits("exporter_handshake_failed"):
+                peer = format_peer(self._peer)
+                log.warning("exporter_handshake_failed", peer=peer, problem=str(error))
+            handshake.abandon(error.reason)
+            self._rest = memoryview(b"")  # The alert is out; wait until it has been read.
+            self._finish()
+        else:
+            self._loop.modify(self._transport.fd, READABLE if interest is None else interest)
+            if interest is not None:
+                return False
+        self._handshake = None
+        return not self._ended
+
+    def _finish(self) -> None:
+        """Send our FIN, and then wait for the client's."""
+        self._ended = True
+        self._transport.end()
+        self._loop.modify(self._transport.fd, READABLE)
 
     def _read(self) -> None:
         if self._rest is not None:
@@ -186,11 +248,12 @@ class _Client(Timer):
         self._write()
 
     def _write(self) -> None:
-        """Send what is left of the answer; behind it our FIN, and then wait for the client's."""
+        """Send what is left of the answer, and behind it the end."""
         rest = self._rest
         if rest is None:
             return
         rest = self._rest = rest[self._transport.send(rest) :]
-        if not rest:
-            self._transport.end()
-        self._loop.modify(self._transport.fd, WRITABLE if rest else READABLE)
+        if not rest and self._transport.take_leave():
+            self._finish()
+        else:
+            self._loop.modify(self._transport.fd, WRITABLE)

@@ -11,8 +11,9 @@ import os
 import resource
 import select
 import socket
+import ssl
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -71,9 +72,15 @@ class Stage:
     Args:
         directory: for the log.
         poller: the real poller.
+        contexts: for TLS, by name of the listener, which is `listener`.
     """
 
-    def __init__(self, directory: Path, poller: Poller | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        poller: Poller | None = None,
+        contexts: Mapping[str, ssl.SSLContext] | None = None,
+    ) -> None:
         self.clock = FakeClock()
         self.poller = poller or EpollPoller()
         self.turns: list[int] = []
@@ -93,7 +100,8 @@ class Stage:
         self._log = open_log(
             "debug", "json", 100, 0, clock=self.clock, descriptor=self._log_descriptor
         )
-        self.exporter = Exporter(Pages(self.registry, lambda: self.serving), self.loop, self._log)
+        pages = Pages(self.registry, lambda: self.serving)
+        self.exporter = Exporter(pages, self.loop, self._log, contexts or {})
 
     def logged(self) -> list[dict[str, Any]]:
         """Return what was logged so far."""

@@ -53,9 +53,10 @@ def check_certificates(pem: str) -> None:
     found = certificates(pem)
     if not found:
         raise ValueError("there is no certificate in it (-----BEGIN CERTIFICATE-----)")
+    reader = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     for number, der in enumerate(found, 1):
         try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cadata=der)
+            reader.load_verify_locations(cadata=der)
             validity(der)
         except (ssl.SSLError, ValueError) as error:
             raise ValueError(f"certificate {number} can't be read: {_reason(error)}") from None

@@ -119,8 +119,9 @@ def _read_path(value: object) -> str:
     if not value.startswith("/"):
         # It is not shown: somebody may have put a key or a token where its file belongs.
         raise ValueError(f"{expected}; it begins with a slash")
-    if "\0" in value:
-        raise ValueError("no path holds a NUL")
+    if not value.isprintable():
+        # It would stand in messages of one line; and no path holds a NUL.
+        raise ValueError("the path holds a character that can't be shown")
     return value
 
 

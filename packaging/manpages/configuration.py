@@ -173,6 +173,15 @@ lifetime = "1h"
 [[listen]]
 address = "unix:/run/lpechod/echo.sock"
 """,
+    "Over TLS, and only for clients that have a certificate of one's own authority:": """
+[[listen]]
+address = "[::]:9443"
+
+[listen.tls]
+certificate = "/etc/lpechod/tls.pem"
+key = "/etc/lpechod/tls.key"
+client_ca = "/etc/lpechod/clients.pem"
+""",
 }
 
 

@@ -110,7 +110,11 @@ PATH_EXPECTED = 'expected an absolute path such as "/etc/lpechod/tls.pem"'
         ),
         (
             '[metrics]\nbearer_token_file = "/a\\u0000b"',
-            ["2: metrics.bearer_token_file: no path holds a NUL"],
+            ["2: metrics.bearer_token_file: the path holds a character that can't be shown"],
+        ),
+        (
+            '[metrics]\nbearer_token_file = "/a\\nb"',
+            ["2: metrics.bearer_token_file: the path holds a character that can't be shown"],
         ),
     ],
 )

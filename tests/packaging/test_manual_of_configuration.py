@@ -134,7 +134,7 @@ def test_its_examples_are_valid(file: str, command: str, tmp_path: Path) -> None
         "\n".join(line.strip() for line in each.splitlines() if re.match(r" {11}[\[a-z]", line))
         for each in pages
     ]
-    assert [each.count("[[listen]]") for each in examples] == [0, 2, 1, 1, 1]
+    assert [each.count("[[listen]]") for each in examples] == [0, 2, 1, 1, 1, 1]
     for each in examples[1:]:
         path.write_text(each)
         assert len(load_config(path).listen) == each.count("[[listen]]")

@@ -5,12 +5,14 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 
 from tests.system.daemon import PATIENCE_SECONDS, Daemon, EchoClient, free_address
 
@@ -79,16 +81,74 @@ ECHO_CHECK = """\
 """
 
 
+SENDS_PROXY = [
+    ("send-proxy check-send-proxy", ""),
+    ("send-proxy-v2 check-send-proxy", ""),
+]
+
+
+@pytest.mark.parametrize(("options", "check"), [*SENDS_PROXY, ("send-proxy-v2", ECHO_CHECK)])
+def test_behind_haproxy(tmp_path: Path, proxied: Daemon, options: str, check: str) -> None:
+    """Behind HAProxy, which also checks our health, the log has the clients' own addresses."""
+    with behind_haproxy(tmp_path, proxied, options, check) as address:
+        client = connect(address)
+        host, port = client.socket.getsockname()
+        with client:
+            client.echo(b"hello")
+            client.echo(bytes(1 << 20))
+        closed = proxied.wait_for("connection_closed", peer=f"{host}:{port}")
+        assert (closed["reason"], closed["frames"]) == ("peer_closed", 2)
+        assert closed["proxy"].startswith("127.0.0.1:")
+        proxied.wait_for_count("connection_closed", 3)
+        reasons = {each["reason"] for each in proxied.events("connection_closed")}
+        assert reasons <= {"peer_closed", "reset"}  # It ends its checks with a reset.
+        assert not proxied.events("handshake_failed")
+
+
 @pytest.mark.parametrize(
     ("options", "check"),
     [
-        ("send-proxy check-send-proxy", ""),
-        ("send-proxy-v2 check-send-proxy", ""),
-        ("send-proxy-v2", ECHO_CHECK),
+        *SENDS_PROXY,
+        ("send-proxy-v2", ECHO_CHECK.replace("linger", "ssl linger")),
     ],
 )
-def test_behind_haproxy(tmp_path: Path, proxied: Daemon, options: str, check: str) -> None:
-    """Behind HAProxy, which also checks our health, the log has the clients' own addresses."""
+def test_tls_behind_haproxy(tmp_path: Path, options: str, check: str) -> None:
+    """HAProxy passes TLS on behind its header: the client's address, and nobody else's reading."""
+    authority = trustme.CA()
+    chain, key = tmp_path / "chain.pem", tmp_path / "key.pem"
+    issued = authority.issue_cert("echo.test")
+    issued.cert_chain_pems[0].write_to_path(chain)
+    issued.private_key_pem.write_to_path(key)
+    key.chmod(0o600)
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    config = f'{PROXIED}tls = {{ certificate = "{chain}", key = "{key}" }}\n'
+    options += " check-ssl verify none" if check else ""
+    with (
+        Daemon(tmp_path, config) as daemon,
+        behind_haproxy(tmp_path, daemon, options, check) as address,
+    ):
+        client = connect(address)
+        host, port = client.socket.getsockname()
+        client.socket = context.wrap_socket(client.socket, server_hostname="echo.test")
+        with client:
+            client.echo(b"hello")
+            client.echo(bytes(1 << 20))
+            client.socket.unwrap()
+        closed = daemon.wait_for("connection_closed", peer=f"{host}:{port}")
+        assert (closed["reason"], closed["frames"]) == ("peer_closed", 2)
+        assert closed["proxy"].startswith("127.0.0.1:")
+        daemon.wait_for_count("connection_closed", 3)
+        if check:  # Each of its checks is an echo over TLS; it does not take its leave.
+            assert [each["frames"] for each in daemon.events("connection_closed")].count(1) >= 1
+        assert not daemon.events("handshake_failed")
+        if not check:
+            daemon.wait_until("lpechod_tls_handshakes_total", 1, result="completed")
+
+
+@contextlib.contextmanager
+def behind_haproxy(tmp_path: Path, daemon: Daemon, options: str, check: str) -> Iterator[str]:
+    """Run HAProxy in front of a daemon, and yield the address of its frontend."""
     haproxy = shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin")
     assert haproxy is not None, "haproxy is missing (Debian: apt install haproxy)"
     address = free_address()
@@ -102,23 +162,12 @@ defaults
     timeout server 20s
 listen lpechod
     bind {address}
-{check}    server one {proxied.address} {options} check inter 100ms
+{check}    server one {daemon.address} {options} check inter 100ms
 """
     )
     process = subprocess.Popen([haproxy, "-q", "-db", "-f", config])
     try:
-        client = connect(address)
-        host, port = client.socket.getsockname()
-        with client:
-            client.echo(b"hello")
-            client.echo(bytes(1 << 20))
-        closed = proxied.wait_for("connection_closed", peer=f"{host}:{port}")
-        assert (closed["reason"], closed["frames"]) == ("peer_closed", 2)
-        assert closed["proxy"].startswith("127.0.0.1:")
-        proxied.wait_for_count("connection_closed", 3)
-        reasons = {each["reason"] for each in proxied.events("connection_closed")}
-        assert reasons <= {"peer_closed", "reset"}  # It ends its checks with a reset.
-        assert not proxied.events("handshake_failed")
+        yield address
     finally:
         process.send_signal(signal.SIGUSR1)
         process.terminate()

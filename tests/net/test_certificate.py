@@ -118,6 +118,8 @@ def pem_of(der: bytes) -> str:
         (PEM + pem_of(b"\x02\x01\x05"), "certificate 2 is none"),
         (pem_of(DER[:-1]), "the encoding is cut off"),
     ],
+    # Not the text, in which each process that collects tests has another key.
+    ids=["cut off", "next one cut off", "no end", "no base64", "no certificate", "short"],
 )
 def test_a_file_that_is_damaged(pem: str, problem: str) -> None:
     """A certificate that is cut off is not passed over, as if it had not been there."""

@@ -202,7 +202,8 @@ class TlsTransport:
                 raise
 
     def close(self) -> None:
-        """Close the socket."""
+        """Close the socket, and forget an error, whose traceback leads back to here."""
+        self._failure = None
         self._socket.close()
 
     def _discard(self, buffer: memoryview) -> int:

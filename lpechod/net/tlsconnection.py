@@ -2,9 +2,10 @@
 
 Two differences. A record that was larger than the buffer leaves bytes inside OpenSSL, which no
 poller tells of: the connection asks the loop to be called again. And either direction may have to
-wait for the other (a key update that arrives while nothing can be sent). The descriptor is always
-watched level-triggered, also where others are not: OpenSSL leaves unread records in the kernel, and
-so the kernel goes on to tell of them.
+wait for the other (a key update that arrives while nothing can be sent): it then watches for that
+one instead, since readiness that it can make no use of would turn the loop for nothing. The
+descriptor is always watched level-triggered, also where others are not: OpenSSL leaves unread
+records in the kernel, and so the kernel goes on to tell of them.
 """
 
 from lpechod.engine.poller import READABLE, WRITABLE
@@ -16,7 +17,7 @@ from lpechod.wire.states import State
 class TlsConnection(Connection):
     """One client, over TLS."""
 
-    __slots__ = ()
+    __slots__ = ("_watched",)
 
     _transport: TlsTransport
 
@@ -41,7 +42,21 @@ class TlsConnection(Connection):
         finally:
             self._transport.eager = False
 
+    def _register(self) -> None:
+        self._watched = READABLE
+        super()._register()
+
     def _set_interest(self, interest: int) -> None:
         if self._transport.more and interest & ~self._interest & READABLE:
             self._loop.again(self, READABLE)  # What was left when reading was paused.
-        super()._set_interest(interest | self._transport.crossed)
+        self._interest = watched = interest
+        crossed = self._transport.crossed
+        if crossed:
+            watched = 0
+            if interest & READABLE:
+                watched |= crossed & WRITABLE or READABLE
+            if interest & WRITABLE:
+                watched |= crossed & READABLE or WRITABLE
+        if watched != self._watched:
+            self._watch(watched)
+            self._watched = watched

@@ -1,11 +1,13 @@
 """A connection over TLS: where readiness of the descriptor and of the stream are not the same.
 
-Two differences. A record that was larger than the buffer leaves bytes inside OpenSSL, which no
+Three differences. A record that was larger than the buffer leaves bytes inside OpenSSL, which no
 poller tells of: the connection asks the loop to be called again. And either direction may have to
 wait for the other (a key update that arrives while nothing can be sent): it then watches for that
-one instead, since readiness that it can make no use of would turn the loop for nothing. The
-descriptor is always watched level-triggered, also where others are not: OpenSSL leaves unread
-records in the kernel, and so the kernel goes on to tell of them.
+one instead, since readiness that it can make no use of would turn the loop for nothing. And
+the peer's stream ends before its connection does: what comes behind a close_notify is received to
+be dropped (RFC 8446, 6.1), until the FIN. The descriptor is always watched level-triggered, also
+where others are not: OpenSSL leaves unread records in the kernel, and so the kernel goes on to tell
+of them.
 """
 
 from lpechod.engine.poller import READABLE, WRITABLE
@@ -41,6 +43,13 @@ class TlsConnection(Connection):
             super()._catch_up(now)
         finally:
             self._transport.eager = False
+
+    def _receive_end(self, now: float) -> None:
+        """Tell the end of the peer's stream, a close_notify, from that of its connection."""
+        if self.protocol.state is State.LINGERING:
+            super()._receive_end(now)
+        else:
+            self.protocol.receive_end()
 
     def _register(self) -> None:
         self._watched = READABLE

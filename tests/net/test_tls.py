@@ -10,7 +10,6 @@ import pytest
 from lpechod.engine.buffers import RECEIVE_BYTES
 from lpechod.engine.poller import READABLE, WRITABLE
 from lpechod.net.entrance import Entrance
-from lpechod.net.tls import TlsTransport
 from lpechod.wire.echo import FRAMES_PER_TURN
 from lpechod.wire.settings import EchoSettings
 from tests.net.conftest import Serve
@@ -24,9 +23,7 @@ from tests.net.harness import (
     frame,
 )
 from tests.net.tlsclient import RECORD_BYTES
-
-NARROW = KernelBuffers(send=8192, receive=8192)
-ROOMY = KernelBuffers()
+from tests.net.tlswire import NARROW, meet, seal, transport_of
 
 
 @pytest.fixture(name="entrance")
@@ -39,33 +36,10 @@ def _poller_name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def meet(server: EchoServer, buffers: KernelBuffers = ROOMY) -> TlsClient:
-    """Connect a client."""
-    client = server.connect(buffers=buffers)
-    assert isinstance(client, TlsClient)
-    return client
-
-
-def seal(client: TlsClient, data: bytes) -> bytes:
-    """Encrypt as one record, and do not send it."""
-    assert len(data) <= RECORD_BYTES
-    assert client.flush()
-    client.tls.write(data)
-    client.sent += len(data)
-    return client._outgoing.read()
-
-
 def deliver(server: EchoServer, client: TlsClient, cipher: bytes) -> None:
     """Send what is encrypted already, with one call."""
     assert client.socket.send(cipher) == len(cipher)
     server.settle()
-
-
-def transport_of(server: EchoServer, client: TlsClient) -> TlsTransport:
-    """Return the server's end of a client."""
-    transport = server.connection_of(client)._transport
-    assert isinstance(transport, TlsTransport)
-    return transport
 
 
 def flood(client: TlsClient, stream: bytes) -> int:

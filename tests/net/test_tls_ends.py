@@ -1,29 +1,25 @@
-"""How a TLS stream ends: by a close_notify, by less than that, or by a record that is broken."""
+"""How a TLS stream ends: by a close_notify, or by less than that."""
 
 import select
 import socket
-import ssl
 
 import pytest
 
 from lpechod.net.entrance import Entrance
-from lpechod.net.tls import TlsTransport
 from lpechod.wire.settings import EchoSettings
 from lpechod.wire.states import State
 from tests.net.conftest import Serve
 from tests.net.harness import (
     SECURED,
     EchoServer,
-    KernelBuffers,
     TlsClient,
     assert_same,
     body_of,
     frame,
 )
 from tests.net.tlsclient import RECORD_BYTES
+from tests.net.tlswire import NARROW, has_fin, meet, read_to_alert, seal, seal_notice, transport_of
 
-NARROW = KernelBuffers(send=8192, receive=8192)
-ROOMY = KernelBuffers()
 BODY = body_of(1000)
 
 
@@ -37,53 +33,9 @@ def _poller_name() -> str:
     return "epoll"
 
 
-def meet(server: EchoServer, buffers: KernelBuffers = ROOMY) -> TlsClient:
-    """Connect a client."""
-    client = server.connect(buffers=buffers)
-    assert isinstance(client, TlsClient)
-    return client
-
-
-def seal(client: TlsClient, data: bytes) -> bytes:
-    """Encrypt as one record, and do not send it."""
-    assert client.flush()
-    client.tls.write(data)
-    client.sent += len(data)
-    return client._outgoing.read()
-
-
-def seal_notice(client: TlsClient) -> bytes:
-    """Encrypt a close_notify, and do not send it."""
-    assert client.flush()
-    client._plain += client._decrypt(1 << 24) or b""
-    with pytest.raises(OSError, match=r"."):
-        client.tls.unwrap()
-    return client._outgoing.read()
-
-
-def has_fin(client: TlsClient) -> bool:
-    """Tell whether the server's FIN is there, behind whatever has not been received."""
-    try:
-        while data := client.socket.recv(1 << 16):
-            client._incoming.write(data)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def read_to_alert(client: TlsClient) -> bytes:
-    """Receive until the server's alert, and return what came before."""
-    echo = bytearray()
-
-    def alerted() -> bool:
-        try:
-            echo.extend(client.receive_some() or b"")
-        except ssl.SSLError as error:
-            return "ALERT" in (error.reason or "")
-        return False
-
-    client.server.turn_until(alerted, "alert", [client.socket])
-    return bytes(echo)
+def state_of(server: EchoServer, client: TlsClient) -> State:
+    """Return where the connection of a client stands."""
+    return server.connection_of(client).protocol.state
 
 
 def crowded(server: EchoServer, size: int = 1 << 20) -> TlsClient:
@@ -217,7 +169,7 @@ class TestNoticeOfOurs:
         server.service.drain(server.clock.now + 30)
         server.pass_time(1.0)
         server.assert_quiet()
-        assert server.connection_of(client).protocol.state is State.DRAINING
+        assert state_of(server, client) is State.DRAINING
         assert_same(frame(body_of((1 << 20) - 4)), client.receive_to_end())
         assert not client.cut
         client.close()
@@ -229,9 +181,9 @@ class TestNoticeOfOurs:
         client = crowded(server)
         client.take_leave()
         server.settle()
-        assert server.connection_of(client).protocol.state is State.FLUSHING
+        assert state_of(server, client) is State.FLUSHING
         server.pass_time(29.0)
-        assert server.connection_of(client).protocol.state is State.FLUSHING
+        assert state_of(server, client) is State.FLUSHING
         server.pass_time(3.4)
         assert server.closed(client)["reason"] == "peer_closed"
         assert server.tally.unsent_bytes > 0
@@ -245,28 +197,26 @@ class TestNoticeOfOurs:
         client.socket.send(seal(client, b"\xff\xff\xff\xff"))
         size = stuff(server, client)
         server.settle()
-        connection = server.connection_of(client)
-        assert connection.protocol.state is State.FLUSHING
+        assert state_of(server, client) is State.FLUSHING
         server.assert_quiet()
         server.pass_time(29.0)
-        assert connection.protocol.state is State.FLUSHING
+        assert state_of(server, client) is State.FLUSHING
         if reads:
             skip(server, client, size)
             client.expect_eof()
             assert not client.cut
-            assert connection.protocol.state is State.LINGERING
+            assert state_of(server, client) is State.LINGERING
             client.close()
         else:
             server.pass_time(1.4)
-            assert connection.protocol.state is State.LINGERING
+            assert state_of(server, client) is State.LINGERING
             server.pass_time(2.0)
         assert server.closed(client)["reason"] == "frame_too_large"
 
 
 def stuff(server: EchoServer, client: TlsClient) -> int:
     """Fill the kernel from the server's side with bytes that are no TLS, and return how many."""
-    transport = server.connection_of(client)._transport
-    assert isinstance(transport, TlsTransport)
+    transport = transport_of(server, client)
     size = blocked = 0
     while blocked < 3:
         try:
@@ -351,62 +301,3 @@ class TestLess:
         client.reset()
         assert server.closed(client)["reason"] == "reset"
         assert not server.log.of("tls_failed")
-
-
-def flip(record: bytes) -> bytes:
-    """Return a record with one bit of its ciphertext changed."""
-    return record[:20] + bytes([record[20] ^ 1]) + record[21:]
-
-
-class TestBroken:
-    """A record that is none ends the connection with an alert."""
-
-    @pytest.mark.parametrize("how", ["flipped bit", "garbage", "plaintext", "too long"])
-    @pytest.mark.parametrize("size", [1000, 3 * RECORD_BYTES])
-    def test_broken(self, serve: Serve, how: str, size: int) -> None:
-        """Echoes that went out before it arrive, then an alert, and the log has one line."""
-        server = serve()
-        client = meet(server)
-        stream = frame(body_of(size - 4))
-        secret = b"s3cr3t bytes"
-        for at in range(0, size, RECORD_BYTES):
-            client.socket.send(seal(client, stream[at : at + RECORD_BYTES]))
-        client.socket.send(
-            {
-                "flipped bit": flip(seal(client, secret)),
-                "garbage": secret * 10,
-                "plaintext": frame(secret * 10),
-                "too long": b"\x17\x03\x03\xff\xff" + secret,
-            }[how]
-        )
-        # Of a read that ends in such a record, nothing can be sent behind the alert.
-        assert_same(stream if size < RECORD_BYTES else b"", read_to_alert(client))
-        server.settle()
-        server.assert_quiet()
-        client.socket.close()
-        assert server.closed(client)["reason"] == "tls_error"
-        (line,) = server.log.of("tls_failed")
-        assert line["reason"] == "tls_error"
-        assert "s3cr3t" not in repr(line)
-        assert secret.hex() not in repr(line)
-
-    def test_no_reset(self, serve: Serve) -> None:
-        """The peer sees a FIN behind the alert, though it goes on to send."""
-        server = serve()
-        client = meet(server)
-        client.socket.send(bytes(50_000))
-        server.settle()
-        client.socket.send(bytes(50_000))
-        server.turn_until(lambda: has_fin(client), "FIN", [client.socket])
-        server.pass_time(2.2)
-        assert server.closed(client)["reason"] == "tls_error"
-
-    def test_muted(self, serve: Serve) -> None:
-        """A flood of them does not flood the log."""
-        server = serve()
-        server.log.muted.add("tls_failed")
-        client = meet(server)
-        client.socket.send(bytes(1000))
-        server.settle()
-        client.socket.close()
-        assert server.closed(client)["reason"] == "tls_error"

@@ -85,7 +85,7 @@ class OpenSsl:
         """Read what it prints until something is in it; print on from behind that."""
         assert self.process.stdout is not None
         while not (found := re.search(pattern, self.output)):
-            data = self.process.stdout.read1(65536)  # type: ignore[union-attr]
+            data = self.process.stdout.read1(65536)  # type: ignore[attr-defined]
             assert data, self.output
             self.output += data
         self.output = self.output[found.end() :]

@@ -139,7 +139,7 @@ class Connection(Timer):
                         if sent != len(echo):
                             protocol.unsent(echo, sent, now)
                 elif count == 0:
-                    protocol.receive_eof(now)
+                    self._receive_end(now)
             if mask != READABLE:
                 self._handle_rest(mask, now)
         except PeerGoneError as error:
@@ -148,6 +148,9 @@ class Connection(Timer):
                 protocol.unsent(echo, 0, now)  # It counts as sent, and `send` was what failed.
         if protocol.changed:
             self._settle(now)
+
+    def _receive_end(self, now: float) -> None:
+        self.protocol.receive_eof(now)
 
     def _handle_rest(self, mask: int, now: float) -> None:
         """Handle what a mask says beside that there is something to read."""

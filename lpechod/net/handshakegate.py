@@ -35,7 +35,8 @@ class HandshakeGate:
         self._on_delay = on_delay
         self._turn = -1
         self._left = 0
-        self._granted: set[Hashable] = set()
+        self._granted: dict[Hashable, int] = {}
+        """Let through, and in which turn: their step is one of the next turn's."""
         self._resting: dict[Hashable, Source] = {}
         """Under way, but this turn's steps were used up."""
         self._waiting: dict[Hashable, Source] = {}
@@ -49,12 +50,12 @@ class HandshakeGate:
             handshake: identifies it.
             waiter: called in a later turn (`Loop.again`) if it may not.
         """
-        if handshake in self._granted:
-            self._granted.remove(handshake)
-            return True
-        if handshake in self._resting or handshake in self._waiting:
-            return False
         self._begin_turn()
+        if self._granted.get(handshake, self._turn) != self._turn:
+            del self._granted[handshake]
+            return True
+        if handshake in self._granted or handshake in self._resting or handshake in self._waiting:
+            return False
         under_way = handshake in self.under_way
         has_place = under_way or (len(self.under_way) < self._limit and not self._waiting)
         if has_place and self._left and not self._resting:
@@ -74,17 +75,20 @@ class HandshakeGate:
         """Give the place of a handshake to another; it has ended, whether it had begun or not."""
         self._resting.pop(handshake, None)
         self._waiting.pop(handshake, None)
-        self._granted.discard(handshake)
+        self._granted.pop(handshake, None)
         self.under_way.discard(handshake)
         self._ask()
 
     def on_ready(self, _mask: int, _now: float) -> None:
         """Let the next ones step, in the turn after this."""
         self._begin_turn()
-        while self._left and self._resting:
+        steps = STEPS_PER_TURN
+        while steps and self._resting:
             self._grant(self._resting)
-        while self._left and self._waiting and len(self.under_way) < self._limit:
+            steps -= 1
+        while steps and self._waiting and len(self.under_way) < self._limit:
             self._grant(self._waiting)
+            steps -= 1
         self._ask()
 
     def on_failure(self, error: Exception, _now: float) -> None:
@@ -94,14 +98,13 @@ class HandshakeGate:
     def _begin_turn(self) -> None:
         if self._turn != self._loop.turns:
             self._turn = self._loop.turns
-            self._left = STEPS_PER_TURN
+            self._left = STEPS_PER_TURN - len(self._granted)
 
     def _grant(self, queue: dict[Hashable, Source]) -> None:
         handshake = next(iter(queue))
         waiter = queue.pop(handshake)
-        self._left -= 1
         self.under_way.add(handshake)
-        self._granted.add(handshake)
+        self._granted[handshake] = self._turn
         self._loop.again(waiter, 0)
 
     def _ask(self) -> None:

@@ -1,10 +1,13 @@
 """A connection over TLS: where readiness of the descriptor and of the stream are not the same.
 
-Two differences. A record that was larger than the buffer leaves bytes inside OpenSSL, which no
+Three differences. A record that was larger than the buffer leaves bytes inside OpenSSL, which no
 poller tells of: the connection asks the loop to be called again. And either direction may have to
-wait for the other (a key update that arrives while nothing can be sent). The descriptor is always
-watched level-triggered, also where others are not: OpenSSL leaves unread records in the kernel, and
-so the kernel goes on to tell of them.
+wait for the other (a key update that arrives while nothing can be sent): it then watches for that
+one instead, since readiness that it can make no use of would turn the loop for nothing. And
+the peer's stream ends before its connection does: what comes behind a close_notify is received to
+be dropped (RFC 8446, 6.1), until the FIN. The descriptor is always watched level-triggered, also
+where others are not: OpenSSL leaves unread records in the kernel, and so the kernel goes on to tell
+of them.
 """
 
 from lpechod.engine.poller import READABLE, WRITABLE
@@ -16,7 +19,7 @@ from lpechod.wire.states import State
 class TlsConnection(Connection):
     """One client, over TLS."""
 
-    __slots__ = ()
+    __slots__ = ("_watched",)
 
     _transport: TlsTransport
 
@@ -41,7 +44,28 @@ class TlsConnection(Connection):
         finally:
             self._transport.eager = False
 
+    def _receive_end(self, now: float) -> None:
+        """Tell the end of the peer's stream, a close_notify, from that of its connection."""
+        if self.protocol.state is State.LINGERING:
+            super()._receive_end(now)
+        else:
+            self.protocol.receive_end()
+
+    def _register(self) -> None:
+        self._watched = READABLE
+        super()._register()
+
     def _set_interest(self, interest: int) -> None:
         if self._transport.more and interest & ~self._interest & READABLE:
             self._loop.again(self, READABLE)  # What was left when reading was paused.
-        super()._set_interest(interest | self._transport.crossed)
+        self._interest = watched = interest
+        crossed = self._transport.crossed
+        if crossed:
+            watched = 0
+            if interest & READABLE:
+                watched |= crossed & WRITABLE or READABLE
+            if interest & WRITABLE:
+                watched |= crossed & READABLE or WRITABLE
+        if watched != self._watched:
+            self._watch(watched)
+            self._watched = watched

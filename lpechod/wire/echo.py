@@ -131,9 +131,16 @@ class EchoProtocol(Deadlines):
 
     def receive_eof(self, now: float) -> None:
         """Take note that the peer has shut down its writing side."""
-        truncated = self._partial is not None
         self._active_at = now
-        self._move(Event.EOF, CloseReason.TRUNCATED_FRAME if truncated else CloseReason.PEER_CLOSED)
+        self._move(Event.EOF, self._reason_of_end())
+
+    def receive_end(self) -> None:
+        """Take note that the peer has ended its stream, behind which more may come, to be dropped.
+
+        That is an end in good order, as by `refuse`: a close right behind our last echo would make
+        the kernel answer with a reset, which destroys echoes that the peer has not read yet.
+        """
+        self._move(Event.REFUSE, self._reason_of_end())
 
     def receive_failure(self, reason: CloseReason, now: float) -> None:
         """Take note that the stream is broken: what is pending will never go out."""
@@ -348,6 +355,10 @@ class EchoProtocol(Deadlines):
         self.changed = True
 
     # Ending.
+
+    def _reason_of_end(self) -> CloseReason:
+        truncated = self._partial is not None
+        return CloseReason.TRUNCATED_FRAME if truncated else CloseReason.PEER_CLOSED
 
     def _move(self, event: Event, reason: CloseReason | None = None) -> None:
         """Change the state: the only place that does. The first reason stays."""

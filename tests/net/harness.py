@@ -186,6 +186,7 @@ class EchoServer:
         overload_percent: part of the limits from which on there is overload.
         entrance: what its listeners demand. If that is a PROXY header, clients send one for
             themselves, so that all else is as without.
+        max_handshakes: TLS handshakes under way at a time.
 
     Attributes:
         errors: events of level ``error`` that the test provokes.
@@ -203,6 +204,7 @@ class EchoServer:
         others: Callable[[], int] = lambda: 0,
         overload_percent: int = 90,
         entrance: Entrance = OPEN_TO_ALL,
+        max_handshakes: int = 256,
     ) -> None:
         self._before = descriptors()
         self.entrance = entrance
@@ -216,7 +218,8 @@ class EchoServer:
             echo or EchoSettings(),
             admission or AdmissionLimits(),
             max_buffered_bytes,
-            overload_percent=overload_percent,
+            max_handshakes,
+            overload_percent,
         )
         self.listeners = open_listeners(
             ListenerSettings(parse_address(address)) for address in addresses or ("127.0.0.1:0",)

@@ -68,11 +68,12 @@ class TestNoticeOfThePeer:
         line = server.closed(client)
         assert (line["reason"], line["frames"]) == ("peer_closed", 1)
 
-    def test_in_the_burst_of_its_frames(self, serve: Serve) -> None:
+    @pytest.mark.parametrize("last", [1000, RECORD_BYTES - 4])
+    def test_in_the_burst_of_its_frames(self, serve: Serve, last: int) -> None:
         """Frames in front of a close_notify that comes with them are echoed."""
         server = serve()
         client = meet(server)
-        stream = frame(body_of(RECORD_BYTES - 4)) * 2 + frame(BODY)
+        stream = frame(body_of(RECORD_BYTES - 4)) * 2 + frame(body_of(last))
         records = [seal(client, stream[at : at + RECORD_BYTES]) for at in (0, 16384, 32768)]
         client.socket.send(b"".join(records) + seal_notice(client))
         assert_same(stream, client.receive_to_end())

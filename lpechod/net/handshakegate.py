@@ -83,7 +83,9 @@ class HandshakeGate:
         """Let the next ones step, in the turn after this."""
         self._begin_turn()
         steps = STEPS_PER_TURN
-        while steps and self._resting:
+        # One is kept for a newcomer: those under way could use up all, a byte at a time.
+        kept = 1 if self._waiting and len(self.under_way) < self._limit else 0
+        while steps > kept and self._resting:
             self._grant(self._resting)
             steps -= 1
         while steps and self._waiting and len(self.under_way) < self._limit:

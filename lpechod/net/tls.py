@@ -250,6 +250,8 @@ class TlsHandshake:
             interest = self._transport.shake_hands()
         except OSError as error:
             problem = failure(error)
+            if isinstance(error, ssl.SSLEOFError) and isinstance(problem, StreamError):
+                raise HandshakeError(CloseReason.TLS_ERROR, "the handshake is cut off") from error
             if isinstance(problem, StreamError):
                 raise HandshakeError(CloseReason.TLS_ERROR, str(problem)) from error
             raise problem from error

@@ -160,6 +160,21 @@ def test_waiting_ones_do_not_block_those_under_way() -> None:
     assert hall.turn() == first
 
 
+def test_a_newcomer_begins_though_others_use_up_each_turn() -> None:
+    """Those under way can't keep free places empty, however many steps they ask for."""
+    hall = Hall(100)
+    crowd = [hall.come() for _ in range(10 * STEPS_PER_TURN)]
+    hall.turn()
+    while not all(each.steps for each in crowd):
+        hall.turn()
+    for turn in range(20):
+        hall.go_on(*crowd)
+        if turn == 10:
+            newcomer = hall.come()
+        hall.turn()
+    assert newcomer.steps
+
+
 def test_places_go_to_those_who_wait_longest() -> None:
     """A place that gets free goes to the first who waits, and not to one who comes just then."""
     hall = Hall(1)

@@ -207,6 +207,8 @@ class TestStrangers:
         assert server.closed(client)["reason"] == reason
         assert results(server) == {result: 1}
         assert not server.service._gate.under_way
+        problems = [line["problem"] for line in server.log.of("handshake_failed")]
+        assert problems == ["the handshake is cut off"] * (result == "failed")
 
     def test_close_notify_instead(self, serve: Serve) -> None:
         """A close_notify in the place of a handshake is an error that has a name."""

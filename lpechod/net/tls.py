@@ -27,6 +27,9 @@ from lpechod.wire.states import CloseReason
 RECORD_BYTES = 16384
 """Most plaintext of one record (RFC 8446, 5.1)."""
 
+TCP_CORK: int | None = getattr(socket, "TCP_CORK", None)
+"""Linux only (tcp(7)). A large echo is a call for each of its records, and with TCP_NODELAY the
+kernel would send each at once, in segments of which the last is not full."""
 
 _HINTS = {
     "HTTP_REQUEST": "it speaks HTTP without TLS",
@@ -152,10 +155,17 @@ class TlsTransport:
             raise self._failure
         sent = 0
         size = len(data)
+        corked = False
         try:
-            while sent < size:
-                # A record at a time (SSL_MODE_ENABLE_PARTIAL_WRITE, which Python sets).
-                sent += stream.send(data[sent:] if sent else data)
+            if size <= RECORD_BYTES:
+                sent = stream.send(data)
+            else:
+                # A record at a time. Of several, Python counts none until the last is out: a peer
+                # that takes them slowly would seem to take nothing, and a retry that is shorter
+                # than the first try breaks the connection.
+                corked = self._cork(1)
+                while sent < size:
+                    sent += stream.send(data[sent : sent + RECORD_BYTES])
         except ssl.SSLWantWriteError:
             pass
         except ssl.SSLWantReadError:
@@ -163,6 +173,9 @@ class TlsTransport:
         except OSError as error:
             self._failure = failure(error)
             raise self._failure from error
+        finally:
+            if corked:
+                self._cork(0)
         return sent
 
     def send_many(self, views: Sequence[memoryview]) -> int:
@@ -205,6 +218,13 @@ class TlsTransport:
         """Close the socket, and forget an error, whose traceback leads back to here."""
         self._failure = None
         self._socket.close()
+
+    def _cork(self, on: int) -> bool:
+        """Have the kernel gather what is sent, or send it; tell whether it does so."""
+        if TCP_CORK is None or self._socket.family == socket.AF_UNIX:
+            return False
+        self._socket.setsockopt(socket.IPPROTO_TCP, TCP_CORK, on)
+        return True
 
     def _discard(self, buffer: memoryview) -> int:
         """Receive what nobody will decrypt, so that it does not count."""

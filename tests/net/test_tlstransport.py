@@ -1,0 +1,97 @@
+"""How the TLS transport sends what is more than a record, of which a connection shows little."""
+
+import contextlib
+import socket
+import ssl
+import struct
+from collections.abc import Iterator
+
+import pytest
+
+from lpechod.net.entrance import Entrance
+from lpechod.net.tls import RECORD_BYTES, TlsTransport
+from tests.net.conftest import Serve
+from tests.net.harness import KernelBuffers, frame
+from tests.net.tlsclient import client_context, server_context
+
+BUFFERS = KernelBuffers(send=1 << 20, receive=1 << 20)
+SMALL = KernelBuffers(send=1 << 16, receive=1 << 16)
+
+_DATA_SEGMENTS_OUT = 156
+"""Offset of tcpi_data_segs_out in struct tcp_info (linux/tcp.h)."""
+
+
+@pytest.fixture(name="poller_name")
+def _poller_name() -> str:
+    return "epoll"
+
+
+@pytest.fixture(name="entrance")
+def _entrance() -> Entrance:
+    return Entrance(tls=server_context())
+
+
+def data_segments(end: socket.socket) -> int:
+    """Return how many segments with data have been sent."""
+    info = end.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _DATA_SEGMENTS_OUT + 4)
+    (count,) = struct.unpack_from("I", info, _DATA_SEGMENTS_OUT)
+    return int(count)
+
+
+@pytest.mark.parametrize(("records", "corked"), [(1, False), (12, True)])
+def test_records_share_segments(serve: Serve, records: int, corked: bool) -> None:
+    """A large echo leaves in fewer segments than it has records, and nothing of it is kept back."""
+    server = serve(buffers=BUFFERS)
+    client = server.connect(buffers=BUFFERS)
+    end = server.connection_of(client)._transport._socket  # type: ignore[attr-defined]
+    before = data_segments(end)
+    client.exchange(frame(bytes(records * RECORD_BYTES - 4)))
+    assert (data_segments(end) - before < records) is corked
+    assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK) == 0
+
+
+@contextlib.contextmanager
+def established() -> Iterator[tuple[TlsTransport, ssl.SSLSocket]]:
+    """Yield a transport, and its peer's socket, with small buffers in between."""
+    with socket.socket() as peer, socket.create_server(("127.0.0.1", 0)) as listening:
+        SMALL.apply(peer)
+        SMALL.apply(listening)
+        peer.connect(listening.getsockname())
+        transport = TlsTransport(listening.accept()[0], server_context())
+        with client_context().wrap_socket(
+            peer, server_hostname="echo.test", do_handshake_on_connect=False
+        ) as client:
+            client.setblocking(False)
+            for _ in range(2):
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    client.do_handshake()
+                transport.shake_hands()
+            yield transport, client
+        transport.close()
+
+
+def test_each_record_counts() -> None:
+    """Of a large echo that the kernel takes in part, the records that it has taken are counted."""
+    with established() as (transport, _):
+        sent = transport.send(memoryview(bytes(8 << 20)))
+        assert sent >= RECORD_BYTES
+        assert sent % RECORD_BYTES == 0
+
+
+def test_blocked_at_the_last_record() -> None:
+    """An echo that is refused from any of its records on goes on from there, if only in part."""
+    blocked = 0
+    for records in range(1, 64):
+        data = memoryview(bytes(records * RECORD_BYTES + 16000))
+        with established() as (transport, client):
+            sent = transport.send(data)
+            if sent < len(data):
+                blocked += 1
+                assert transport.send_many([data[sent:]]) == 0
+                received = client.recv(RECORD_BYTES)
+                while sent < len(data) or len(received) < len(data):
+                    sent += transport.send_many([data[sent:]])
+                    with contextlib.suppress(ssl.SSLWantReadError):
+                        received += client.recv(RECORD_BYTES)
+                assert received == data
+    assert blocked

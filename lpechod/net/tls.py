@@ -8,6 +8,9 @@ become one, but a small record costs no less, and each connection keeps buffers 
 largest burst that it ever had. OpenSSL frees its own when they are empty (SSL_MODE_RELEASE_BUFFERS,
 which Python sets; SSL_CTX_set_mode(3)).
 
+SSLSocket's ``read`` and ``write`` are used, not ``recv_into`` and ``send``: those fall back to
+plain text where they find no TLS any more, and take two more calls for each of ours.
+
 What it says of errors (SSL_get_error(3)) becomes three things: `BLOCKED`, which may mean either
 direction (`TlsTransport.crossed`); `PeerGoneError`, as without TLS; and `StreamError`.
 """
@@ -120,15 +123,12 @@ class TlsTransport:
         room = len(buffer)
         try:
             while count < room:
-                left = room - count
-                size = stream.recv_into(buffer[count:] if count else buffer, left)
+                size: int = stream.read(room - count, buffer[count:] if count else buffer)  # type: ignore[assignment]
                 count += size
-                if not size or (size < RECORD_BYTES and size < left and not self.eager):
-                    # Mostly the kernel has no other record; if it has, the poller will tell. Of an
-                    # end of the stream that came behind data, it may not.
-                    self.more = not size and count > 0
-                    return count
-            self.more = stream.pending() > 0
+                if not size or (size < RECORD_BYTES and not self.eager):
+                    break  # Mostly the kernel has no other record; if it has, the poller will tell.
+            # Of an end that came behind data, a poller may not tell.
+            self.more = stream.pending() > 0 if count == room else count > 0 and not size
         except ssl.SSLWantReadError:
             return count or BLOCKED
         except ssl.SSLWantWriteError:
@@ -158,14 +158,14 @@ class TlsTransport:
         corked = False
         try:
             if size <= RECORD_BYTES:
-                sent = stream.send(data)
+                sent = stream.write(data)
             else:
                 # A record at a time. Of several, Python counts none until the last is out: a peer
                 # that takes them slowly would seem to take nothing, and a retry that is shorter
                 # than the first try breaks the connection.
                 corked = self._cork(1)
                 while sent < size:
-                    sent += stream.send(data[sent : sent + RECORD_BYTES])
+                    sent += stream.write(data[sent : sent + RECORD_BYTES])
         except ssl.SSLWantWriteError:
             pass
         except ssl.SSLWantReadError:

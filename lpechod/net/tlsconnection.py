@@ -31,7 +31,7 @@ class TlsConnection(Connection):
             transport.crossed = 0
             if mask & crossed:
                 mask |= READABLE | WRITABLE
-        super().on_ready(mask, now)
+        Connection.on_ready(self, mask, now)  # super() would cost more, for each frame.
         if transport.more and self._interest & READABLE:
             self._loop.again(self, READABLE)
         if (crossed or transport.crossed) and self.protocol.state is not State.CLOSED:

@@ -152,31 +152,31 @@ class Crossing:
     """Stands for OpenSSL where either direction may wait for the other, as during a key update.
 
     Attributes:
-        wants: what `recv_into` and `send` raise, if they do.
+        wants: what `read` and `write` raise, if they do.
         calls: how often each was called.
     """
 
     def __init__(self, end: socket.socket) -> None:
         self.end = end
         self.wants: dict[str, type[ssl.SSLError]] = {}
-        self.calls = {"recv_into": 0, "send": 0}
+        self.calls = {"read": 0, "write": 0}
 
     def _enter(self, name: str) -> None:
         self.calls[name] += 1
         if name in self.wants:
             raise self.wants[name]
 
-    def recv_into(self, buffer: memoryview, _size: int) -> int:
+    def read(self, _size: int, buffer: memoryview) -> int:
         """Receive."""
-        self._enter("recv_into")
+        self._enter("read")
         try:
             return socket.socket.recv_into(self.end, buffer)
         except BlockingIOError:
             raise ssl.SSLWantReadError from None
 
-    def send(self, data: memoryview) -> int:
+    def write(self, data: memoryview) -> int:
         """Send."""
-        self._enter("send")
+        self._enter("write")
         try:
             return socket.socket.send(self.end, data)
         except BlockingIOError:
@@ -243,14 +243,14 @@ class TestCrossedDirections:
                 server.turn()
         server.settle()
         assert server.connection_of(client).protocol.unsent_bytes
-        stand_in.wants["recv_into"] = ssl.SSLWantWriteError
+        stand_in.wants["read"] = ssl.SSLWantWriteError
         plain.socket.send(frame(b"behind"))
         server.settle()
         calls = dict(stand_in.calls)
         server.assert_quiet()
-        assert stand_in.calls["recv_into"] - calls["recv_into"] <= 10
+        assert stand_in.calls["read"] - calls["read"] <= 10
         assert_same(stream[:50_000], plain.receive(50_000))
-        assert stand_in.calls["recv_into"] > calls["recv_into"], "room is the occasion to receive"
+        assert stand_in.calls["read"] > calls["read"], "room is the occasion to receive"
         stand_in.wants.clear()
         assert_same(stream + frame(b"behind"), plain.receive(len(stream) + 10))
         server.assert_quiet()
@@ -260,7 +260,7 @@ class TestCrossedDirections:
         server = serve()
         client = meet(server)
         stand_in, plain = crossing(server, client), Plain(server, client)
-        stand_in.wants["recv_into"] = ssl.SSLWantWriteError
+        stand_in.wants["read"] = ssl.SSLWantWriteError
         plain.socket.send(frame(b"frame"))
         server.turn()
         assert transport_of(server, client).crossed == WRITABLE
@@ -273,7 +273,7 @@ class TestCrossedDirections:
         server = serve()
         client = meet(server)
         stand_in, plain = crossing(server, client), Plain(server, client)
-        stand_in.wants["send"] = ssl.SSLWantReadError
+        stand_in.wants["write"] = ssl.SSLWantReadError
         plain.socket.send(frame(b"first"))
         server.settle()
         assert transport_of(server, client).crossed == READABLE
@@ -291,7 +291,7 @@ class TestCrossedDirections:
         server = serve(echo=EchoSettings(idle_s=math.inf, write_s=math.inf))
         client = meet(server)
         stand_in, plain = crossing(server, client), Plain(server, client)
-        stand_in.wants["send"] = ssl.SSLWantReadError
+        stand_in.wants["write"] = ssl.SSLWantReadError
         plain.socket.send(frame(b"first"))
         server.settle()
         connection = server.connection_of(client)
@@ -311,7 +311,7 @@ class TestCrossedDirections:
         server = serve()
         client = meet(server)
         stand_in, plain = crossing(server, client), Plain(server, client)
-        stand_in.wants["send"] = ssl.SSLWantReadError
+        stand_in.wants["write"] = ssl.SSLWantReadError
         plain.socket.send(frame(b"first"))
         server.settle()
         server.pass_time(30.2)

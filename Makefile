@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run test lint types unit storm test-deploy deb test-boot format clean
+.PHONY: help run test lint types unit test-system storm test-deploy deb test-boot format clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -21,9 +21,13 @@ lint: $(VENV)/dev ## Check style and formatting
 types: $(VENV)/dev ## Check types
 	$(BIN)/mypy
 
-unit: $(VENV)/dev ## Test the daemon, with branch coverage
-	$(BIN)/python -m pytest -n auto --ignore=tests/system/test_storm.py --ignore=tests/boot \
+unit: $(VENV)/dev ## Test the daemon from the inside, with branch coverage
+	$(BIN)/python -m pytest -n auto --ignore=tests/system --ignore=tests/boot \
 		--ignore=tests/deploy --ignore=tests/packaging --cov --cov-report=term
+
+test-system: $(VENV)/dev ## Test whole daemons from the outside; adds to the coverage of unit
+	$(BIN)/python -m pytest -n auto tests/system --ignore=tests/system/test_storm.py \
+		--cov --cov-append --cov-report=term
 
 storm: $(VENV)/dev ## Run the daemon through reloads, kills and stops under load
 	$(BIN)/python -m pytest tests/system/test_storm.py

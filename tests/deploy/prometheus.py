@@ -4,6 +4,7 @@ Each listens on a port that the kernel chooses, and its log says which: no two t
 Whatever a server will know only after its next scrape is asked for until it does.
 """
 
+import itertools
 import json
 import re
 import shutil
@@ -79,12 +80,17 @@ class Server:
         self._reader.start()
 
     def _wait_for(self, pattern: str) -> re.Match[str]:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self._log.append(line)
+        # Lines that have been read count, too: on a busy machine it may be ready before it listens.
+        for line in itertools.chain(tuple(self._log), self._lines()):
             if found := re.search(pattern, line):
                 return found
         raise AssertionError(f"it ended: {self._log[-5:]}")
+
+    def _lines(self) -> Iterator[str]:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self._log.append(line)
+            yield line
 
     def get(
         self, path: str, query: Mapping[str, str], headers: Mapping[str, str] | None = None

@@ -29,8 +29,17 @@ class Configurations:
         self.extra_path = directory / "extra.sock"
 
     def plain(self, count: int) -> str:
-        """Return the one that a storm begins and ends with."""
-        return f'[server]\nworkers = {count}\ndrain_timeout = "10s"\n{self._addresses()}'
+        """Return the one that a storm begins and ends with.
+
+        It has a limit for each address, since the census for that is kept from the first time on.
+        """
+        return f"""\
+[server]
+workers = {count}
+drain_timeout = "10s"
+[limits]
+max_connections_per_ip = 500
+{self._addresses()}"""
 
     def changed(self, count: int, extra: bool) -> str:
         """Return one with other limits.

@@ -37,6 +37,7 @@ kernel would send each at once, in segments of which the last is not full."""
 _HINTS = {
     "HTTP_REQUEST": "it speaks HTTP without TLS",
     "WRONG_VERSION_NUMBER": "what it sends is no TLS",
+    "RECORD_LAYER_FAILURE": "what it sends is no TLS",  # The same, from OpenSSL 3.2 on.
 }
 
 

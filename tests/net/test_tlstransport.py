@@ -87,7 +87,7 @@ def test_blocked_at_the_last_record() -> None:
             sent = transport.send(data)
             if sent < len(data):
                 blocked += 1
-                assert transport.send_many([data[sent:]]) == 0
+                sent += transport.send_many([data[sent:]])  # Mostly nothing: it is refused again.
                 received = client.recv(RECORD_BYTES)
                 while sent < len(data) or len(received) < len(data):
                     sent += transport.send_many([data[sent:]])

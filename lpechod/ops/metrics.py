@@ -215,14 +215,13 @@ def _internals(totals: Totals) -> Iterator[Metric]:
         "Memory held for bytes that wait, of limits.max_buffered for each worker.",
         totals.buffered_bytes,
     )
-    overload = CounterMetricFamily(
+    yield _by_label(
         "lpechod_overload_seconds",
         "Time that workers have spent short of a resource, all together.",
-        labels=["resource"],
+        SCARCE_RESOURCES,
+        [nanoseconds / 1e9 for nanoseconds in totals.overload_ns],
+        label="resource",
     )
-    for resource, nanoseconds in zip(SCARCE_RESOURCES, totals.overload_ns, strict=True):
-        overload.add_metric([resource], nanoseconds / 1e9)
-    yield overload
     yield _counter(
         "lpechod_backpressure_pauses",
         "Times that reading from a client was paused.",
@@ -255,7 +254,7 @@ def _gauge(name: str, text: str, value: float) -> Metric:
 
 
 def _by_label(
-    name: str, text: str, keys: Sequence[str], values: Sequence[int], label: str = "reason"
+    name: str, text: str, keys: Sequence[str], values: Sequence[float], label: str = "reason"
 ) -> Metric:
     family = CounterMetricFamily(name, text, labels=[label])
     for key, value in zip(keys, values, strict=True):

@@ -65,6 +65,18 @@ def test_as_many_workers_as_configured_serve(tmp_path: Path, count: int | str) -
         assert {event["worker"] for event in daemon.events("connection_closed")} == set(pids)
 
 
+def test_no_process_has_a_second_thread(tmp_path: Path) -> None:
+    """Supervisor and workers have one thread each, also when scraped and after a reload."""
+    with Daemon(tmp_path, workers(2)) as daemon:
+        wait_until_ready(daemon, 2)
+        for _ in range(2):
+            assert daemon.get()
+            for pid in (daemon.pid, *daemon.workers()):
+                assert len(list(Path(f"/proc/{pid}/task").iterdir())) == 1
+            daemon.reload()
+            daemon.wait_until("lpechod_workers", 0, state="draining")
+
+
 def test_a_killed_worker_loses_its_own_connections_only(tmp_path: Path) -> None:
     """After kill -9 the connections of the other workers go on, and a new one takes its place."""
     with Daemon(tmp_path, workers(3), errors={"worker_died"}) as daemon:

@@ -58,6 +58,7 @@ _ENTRIES = 16
 _BUCKET = Struct(f"={_ENTRIES}Q")
 _BUCKETS = 4096
 _ROW_BYTES = _BUCKETS * _BUCKET.size
+_ZEROS = bytes(mmap.PAGESIZE)
 
 _COUNT_BITS = 24
 _MOST = (1 << _COUNT_BITS) - 1
@@ -128,7 +129,9 @@ class Census:
             raise OSError(errno.ENOSPC, f"all {self.ROWS} rows of the census are in use")
         # Without memory this is an error, and the worker's first access would be SIGBUS.
         os.posix_fallocate(self.fd, _table_at(row), _ROW_BYTES)
-        os.pwrite(self.fd, bytes(_ROW_BYTES), _table_at(row))
+        # A page again and again: a row of zeros of its own would leave a hole in the supervisor's
+        # heap, half a megabyte for as long as that lives.
+        os.pwritev(self.fd, [_ZEROS] * (_ROW_BYTES // len(_ZEROS)), _table_at(row))
         os.pwrite(self.fd, b"\1", _ROWS_AT + row)
         return row
 

@@ -7,6 +7,7 @@ import mmap
 import os
 import signal
 import sys
+import tracemalloc
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -233,6 +234,16 @@ def test_only_rows_in_use_take_memory(census: Census, join: Join) -> None:
     for number in range(1000):
         assert rows[0].others(number.to_bytes(16, "big")) == 0
     assert memory(census) == empty + 2 * ROW_BYTES
+
+
+def test_a_claim_takes_none_of_the_supervisors_own_memory(census: Census) -> None:
+    """A row is emptied without another one of zeros, which would leave a hole in the heap."""
+    tracemalloc.start()
+    try:
+        census.claim()
+        assert tracemalloc.get_traced_memory()[1] < ROW_BYTES // 8
+    finally:
+        tracemalloc.stop()
 
 
 def test_secrets_differ(join: Join) -> None:

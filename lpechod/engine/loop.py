@@ -54,6 +54,8 @@ class Loop:
     Attributes:
         turns: how many turns it has made.
         ready: what woke the latest turn: descriptors with their masks.
+        shortcut: if set, it is given these events first, with the time, and returns those that it
+            leaves to their sources.
     """
 
     __slots__ = (
@@ -62,6 +64,7 @@ class Loop:
         "_closing",
         "_due_at",
         "_on_turn",
+        "_poll",
         "_poller",
         "_sources",
         "_stopped",
@@ -69,6 +72,7 @@ class Loop:
         "edge_triggered",
         "now",
         "ready",
+        "shortcut",
         "turns",
     )
 
@@ -79,9 +83,11 @@ class Loop:
         on_turn: Callable[[float, int], None] = lambda _seconds, _events: None,
     ) -> None:
         self._poller = poller
+        self._poll = poller.poll
         self.edge_triggered = poller.edge_triggered
         self._clock = clock
         self._on_turn = on_turn
+        self.shortcut: Callable[[Ready, float], Ready] | None = None
         self._sources: dict[int, Source] = {}
         self._again: dict[Source, int] = {}
         self._closing: list[Closing] = []
@@ -95,9 +101,23 @@ class Loop:
     def turn(self) -> None:
         """Wait until something is due, and do it."""
         again, self._again = self._again, {}
-        ready = self.ready = self._poller.poll(0.0 if again else self._time_to_sleep())
+        ready = self.ready = self._poll(0.0 if again else self._time_to_sleep())
+        events = len(ready) + len(again)
         self.turns += 1
         now = self.now = self._clock()
+        if ready and self.shortcut is not None:
+            ready = self.shortcut(ready, now)
+        if ready:
+            self._dispatch(ready, now)
+        if again:
+            self._call_again(again, now)
+        if now >= self._due_at:
+            self._expire(now)
+        if self._closing:
+            self._close_deferred(now)
+        self._on_turn(self._clock() - now, events)
+
+    def _dispatch(self, ready: Ready, now: float) -> None:
         sources = self._sources
         for fd, mask in ready:
             source = sources.get(fd)
@@ -107,16 +127,13 @@ class Loop:
                 source.on_ready(mask, now)
             except Exception as error:  # noqa: BLE001 - a defect ends its own source only.
                 source.on_failure(error, now)
+
+    def _call_again(self, again: dict[Source, int], now: float) -> None:
         for source, mask in again.items():
             try:
                 source.on_ready(mask, now)
-            except Exception as error:  # noqa: BLE001 - likewise.
+            except Exception as error:  # noqa: BLE001 - as for descriptors.
                 source.on_failure(error, now)
-        if now >= self._due_at:
-            self._expire(now)
-        if self._closing:
-            self._close_deferred(now)
-        self._on_turn(self._clock() - now, len(ready) + len(again))
 
     def run(self) -> None:
         """Turn until `stop` is called."""
@@ -132,10 +149,13 @@ class Loop:
         self._poller.close()
 
     def _time_to_sleep(self) -> float | None:
-        if self._due_at == math.inf:
+        due_at = self._due_at
+        if due_at == math.inf:
             return None
-        sleep = self._due_at - self._clock()
-        return min(sleep, _LONGEST_SLEEP_SECONDS) if sleep > 0.0 else 0.0
+        sleep = due_at - self._clock()
+        if sleep < 0.0:
+            return 0.0
+        return min(sleep, _LONGEST_SLEEP_SECONDS)
 
     def _note_due(self) -> None:
         # (n / 10) * 10 is n for each integer, since 10 is the sum of two powers of two (Kahan), so

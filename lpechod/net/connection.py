@@ -128,26 +128,33 @@ class Connection(Timer):
     def on_ready(self, mask: int, now: float) -> None:
         """Receive, echo and send as far as the descriptor is ready for it."""
         protocol = self.protocol
-        echo = None
         try:
             if mask & self._interest & READABLE:
-                count = self._transport.receive(protocol.receive_into)
-                if count > 0:
-                    echo = protocol.receive_data(count, now)
-                    if echo is not None:
-                        sent = self._transport.send(echo)
-                        if sent != len(echo):
-                            protocol.unsent(echo, sent, now)
-                elif count == 0:
-                    self._receive_end(now)
+                self._take(self._transport.receive(protocol.receive_into), now)
             if mask != READABLE:
                 self._handle_rest(mask, now)
         except PeerGoneError as error:
             self._lose_peer(error, now)
-            if echo is not None:
-                protocol.unsent(echo, 0, now)  # It counts as sent, and `send` was what failed.
         if protocol.changed:
             self._settle(now)
+
+    def _take(self, count: int, now: float) -> None:
+        """Act on so many bytes that have been received; on the end, if none; or on `BLOCKED`."""
+        if count > 0:
+            if echo := self.protocol.receive_data(count, now):
+                self._send(echo, now)
+        elif count == 0:
+            self._receive_end(now)
+
+    def _send(self, echo: memoryview, now: float) -> None:
+        """Send echoes, which count as sent; what the kernel does not take goes to the queue."""
+        try:
+            sent = self._transport.send(echo)
+        except PeerGoneError as error:
+            self._lose_peer(error, now)
+            sent = 0
+        if sent != len(echo):
+            self.protocol.unsent(echo, sent, now)
 
     def _receive_end(self, now: float) -> None:
         self.protocol.receive_eof(now)
@@ -234,8 +241,7 @@ class Connection(Timer):
             until: when to close in any case, in seconds.
             now: the time.
         """
-        # Frames that already wait in the kernel were sent before anybody knew of the drain.
-        self._catch_up(now)
+        self._catch_up(now)  # Frames that wait in the kernel were sent before the drain was known.
         if self.protocol.state is not State.CLOSED:
             self.protocol.drain(until)
             self._settle(now)

@@ -26,6 +26,7 @@ from lpechod.net.handshake import Handshake, HandshakeError
 from lpechod.net.handshakegate import HandshakeGate
 from lpechod.net.overload import Overload
 from lpechod.net.proxied import ProxyHandshake
+from lpechod.net.steady import SteadyConnection, SteadyPath
 from lpechod.net.tls import TlsHandshake, TlsTransport
 from lpechod.net.tlsconnection import TlsConnection
 from lpechod.net.transport import PlainTransport, StreamError, Transport
@@ -93,6 +94,7 @@ class EchoService:
         "on_departure",
         "overload",
         "pool",
+        "steady",
         "tally",
     )
 
@@ -112,13 +114,15 @@ class EchoService:
         self._log = log
         self.admission = Admission(settings.admission, others, clients)
         self._numbers = 0
-        self._kind = EdgeConnection if loop.edge_triggered else Connection
+        self._kind = EdgeConnection if loop.edge_triggered else SteadyConnection
         self._drain = _Drain(loop)
         self.draining = False
         self.tally = tally
         self.counts = ConnectionCounts()
         self._gate = HandshakeGate(loop, settings.max_handshakes, self._note_delay)
         self.pool = BufferPool(settings.max_buffered_bytes)
+        self.steady = SteadyPath(self.pool.shared, settings.echo.max_frame_bytes, tally)
+        loop.shortcut = self.steady.serve
         self.budget = MemoryBudget(self.pool, loop, log, settings.overload_percent)
         self.connections: set[Connection] = set()
         mark = -(-settings.admission.max_connections * settings.overload_percent // 100)
@@ -175,7 +179,7 @@ class EchoService:
         self, client: socket.socket, peer: object, listener: str, entrance: Entrance
     ) -> Connection:
         """Put a connection together, with all that its listener demands."""
-        kind = self._kind
+        kind: type[Connection] = self._kind
         transport: Transport
         handshakes: list[Handshake] = []
         if entrance.proxies is not None:

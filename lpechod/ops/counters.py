@@ -174,16 +174,25 @@ class TurnWatch:
         self._seen = 0
         self.turns = Histogram(50e-6, TURN_CLASSES)
 
-    def __call__(self, seconds: float, events: int) -> None:
+    def note(self, seconds: float, events: int) -> None:
         """Take note of a turn of so many seconds and events."""
-        self.turns.observe(seconds)
-        tally = self._tally
-        at_once = tally.frames - tally.delayed_frames
-        if at_once != self._seen:
+        turns, tally = self.turns, self._tally
+        turns.seconds += seconds
+        if seconds <= turns.first:
+            turns.counts[0] += 1
+        else:
+            turns.place(seconds, 1)
+        frames = tally.frames - tally.delayed_frames - self._seen
+        if frames:
+            self._seen += frames
             # Without any event, a timer has found bytes that arrived after the poll had returned.
             mean = seconds / events if events else seconds
-            tally.echo_delays.observe(mean, at_once - self._seen)
-            self._seen = at_once
+            delays = tally.echo_delays
+            delays.seconds += mean * frames
+            if mean <= delays.first:
+                delays.counts[0] += frames
+            else:
+                delays.place(mean, frames)
 
 
 def gather(service: EchoService, loop: Loop, watch: TurnWatch) -> Totals:

@@ -65,7 +65,7 @@ class Worker(Timer):
         self._orphan_signals: int | None = None
         self._drain_timeout_s = config.server.drain_timeout
         self._watch = TurnWatch(tally)
-        self._loop = Loop(open_poller(config.server.poller), clock.monotonic, self._watch)
+        self._loop = Loop(open_poller(config.server.poller), clock.monotonic, self._watch.note)
         self._siblings = Siblings(segment, slot)
         clients: ClientCounts = ALONE
         if census is not None and slot.row is not None:

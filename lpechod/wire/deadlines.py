@@ -24,8 +24,8 @@ class Deadlines(ABC):
     """
 
     __slots__ = (
-        "_active_at", "_boundary_reason", "_drain_until", "_expires_at", "_linger_until",
-        "_partial", "_pending", "_progress_at", "_settings", "state",
+        "_boundary_reason", "_drain_until", "_expires_at", "_linger_until", "_partial",
+        "_pending", "_progress_at", "_settings", "active_at", "state",
     )  # fmt: skip
 
     def __init__(self, settings: EchoSettings, state: State, now: float) -> None:
@@ -36,7 +36,7 @@ class Deadlines(ABC):
         self._boundary_reason = CloseReason.DRAINED
         self._expires_at = now + settings.lifetime_s
         self._drain_until = math.inf
-        self._active_at = self._linger_until = self._progress_at = now
+        self.active_at = self._linger_until = self._progress_at = now
 
     @property
     @abstractmethod
@@ -69,7 +69,7 @@ class Deadlines(ABC):
             return min(self._linger_until, self._drain_until)
         deadline = min(self._drain_until, self._expires_at)
         if self.state is State.HANDSHAKE:
-            return min(deadline, self._active_at + settings.handshake_s)
+            return min(deadline, self.active_at + settings.handshake_s)
         if self.wants_write:
             deadline = min(deadline, self._progress_at + settings.write_s)
         if self.wants_read:
@@ -77,7 +77,7 @@ class Deadlines(ABC):
                 whole_by = self._partial.deadline(settings.frame_s, settings.min_rate_bytes_per_s)
                 deadline = min(deadline, whole_by)
             elif self._pending is None:
-                deadline = min(deadline, self._active_at + settings.idle_s)
+                deadline = min(deadline, self.active_at + settings.idle_s)
         return deadline
 
     def overdue_at(self) -> float:
@@ -89,14 +89,14 @@ class Deadlines(ABC):
         """
         settings = self._settings
         if self.state is State.HANDSHAKE:
-            return self._active_at + settings.overload_idle_s
+            return self.active_at + settings.overload_idle_s
         if self.state in (State.OPEN, State.DRAINING) and self.wants_read:
             if self._partial is not None:
                 return self._partial.deadline(
                     settings.overload_frame_s, settings.min_rate_bytes_per_s
                 )
             if self._pending is None:
-                return self._active_at + settings.overload_idle_s
+                return self.active_at + settings.overload_idle_s
         return math.inf
 
     def handle_deadline(self, now: float) -> None:
@@ -119,7 +119,7 @@ class Deadlines(ABC):
         elif self.wants_read and self._partial is not None:
             if now >= self._partial.deadline(settings.frame_s, settings.min_rate_bytes_per_s):
                 self.refuse(CloseReason.FRAME_TIMEOUT)
-        elif self.wants_read and self._pending is None and now >= self._active_at + settings.idle_s:
+        elif self.wants_read and self._pending is None and now >= self.active_at + settings.idle_s:
             self.refuse(CloseReason.IDLE_TIMEOUT)
 
     def drain(self, until: float) -> None:

@@ -55,8 +55,8 @@ class EchoProtocol(Deadlines):
     """
 
     __slots__ = (
-        "_buffers", "_leave_blocked", "_owner", "_paused", "_paused_at", "_steady", "_tally",
-        "changed", "close_reason", "echoed_bytes", "frames", "receive_into", "received_bytes",
+        "_buffers", "_leave_blocked", "_owner", "_paused", "_paused_at", "_tally", "changed",
+        "close_reason", "echoed_bytes", "frames", "receive_into", "steady", "unframed_bytes",
         "unsent_bytes",
     )  # fmt: skip
 
@@ -68,12 +68,12 @@ class EchoProtocol(Deadlines):
         self.close_reason: CloseReason | None = None
         self.changed = False
         self.frames = 0
-        self.received_bytes = self.echoed_bytes = self.unsent_bytes = 0
+        self.echoed_bytes = self.unframed_bytes = self.unsent_bytes = 0
         self.receive_into = buffers.shared
         self._buffers = buffers
         self._tally = tally
         self._owner = owner
-        self._steady = True
+        self.steady = True
         self._leave_blocked = False
         self._paused = 0
         self._paused_at = now
@@ -81,8 +81,8 @@ class EchoProtocol(Deadlines):
     def established(self, now: float) -> None:
         """Take note that what precedes the first frame is complete."""
         self._move(Event.ESTABLISHED)
-        self._steady = True
-        self._active_at = now
+        self.steady = True
+        self.active_at = now
 
     def refuse(self, reason: CloseReason) -> None:
         """End it in good order: the peer broke a rule outside of this protocol."""
@@ -97,10 +97,10 @@ class EchoProtocol(Deadlines):
             Echoes in the shared buffer, to be sent at once, or None. They count as sent.
         """
         tally = self._tally
-        tally.received_bytes += count
-        self.received_bytes += count
-        self._active_at = now
-        if not self._steady:
+        self.active_at = now
+        if not self.steady:
+            tally.unframed_bytes += count
+            self.unframed_bytes += count
             self._receive_unsteady(count, now)
             return None
         shared = self.receive_into
@@ -113,6 +113,8 @@ class EchoProtocol(Deadlines):
             self.frames += 1
             self.echoed_bytes += count
             return shared[:count]
+        tally.unframed_bytes += count
+        self.unframed_bytes += count
         whole, frames, need = self._scan(shared, count)
         if whole != count:
             self._keep(shared[whole:count], need, now)
@@ -131,7 +133,7 @@ class EchoProtocol(Deadlines):
 
     def receive_eof(self, now: float) -> None:
         """Take note that the peer has shut down its writing side."""
-        self._active_at = now
+        self.active_at = now
         self._move(Event.EOF, self._reason_of_end())
 
     def receive_end(self) -> None:
@@ -170,16 +172,21 @@ class EchoProtocol(Deadlines):
         pending = self._pending
         if not count or pending is None:
             return
-        self._progress_at = self._active_at = now
+        self._progress_at = self.active_at = now
         pending.drop_sent(count, now)
         self.unsent_bytes -= count
         self._tally.unsent_bytes -= count
         if not pending.size:
             self._pending = None
-            self._steady = self.state is State.OPEN and self._partial is None
+            self.steady = self.state is State.OPEN and self._partial is None
         if self._paused & _WATERMARK and pending.size <= self._settings.low_watermark_bytes:
             self.unpause(now, _WATERMARK)
         self.changed = True
+
+    @property
+    def received_bytes(self) -> int:
+        """How many bytes have been received."""
+        return self.echoed_bytes + self.unframed_bytes
 
     # What it wants.
 
@@ -247,7 +254,7 @@ class EchoProtocol(Deadlines):
         if self._paused == why:
             if self._partial is not None:
                 self._partial.since += now - self._paused_at
-            self._active_at = now
+            self.active_at = now
         self._paused &= ~why
         self.changed = True
 
@@ -304,7 +311,9 @@ class EchoProtocol(Deadlines):
         self.frames += frames
         tally.frames += frames
         self.echoed_bytes += whole
+        self.unframed_bytes -= whole
         tally.echoed_bytes += whole
+        tally.unframed_bytes -= whole
         return whole, frames, need
 
     def _keep(self, rest: memoryview, need: int, now: float) -> None:
@@ -319,7 +328,7 @@ class EchoProtocol(Deadlines):
                 self.abort(CloseReason.OVERLOAD)
                 return
             self._partial = partial
-            self._steady = False
+            self.steady = False
             self.changed = True
             if not partial.scannable:
                 self._aim(partial)
@@ -342,7 +351,7 @@ class EchoProtocol(Deadlines):
         if self._pending is None:
             self._pending = PendingEchoes(self._buffers, self._owner, self._tally.echo_delays)
             self._progress_at = now
-            self._steady = False
+            self.steady = False
         return self._pending
 
     def _owe(self, size: int, frames: int, now: float) -> None:
@@ -373,5 +382,5 @@ class EchoProtocol(Deadlines):
             self._pending.discard()
             self._pending = None
         self._leave_blocked = False
-        self._steady = False  # No event leads back to OPEN; for the one to it, see `established`.
+        self.steady = False  # No event leads back to OPEN; for the one to it, see `established`.
         self.changed = True

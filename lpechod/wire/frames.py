@@ -2,7 +2,8 @@
 
 Everything here works on bytes that lie in somebody else's buffer. An echoed frame is byte-identical
 to what came in, so a frame is never cut out or copied: it is enough to know where the last whole
-one ends.
+one ends. Nor is each header decoded: who sends many frames at a time mostly sends them of one
+length, and then all their headers are compared at once, which takes a quarter of the time.
 """
 
 from struct import Struct
@@ -18,6 +19,14 @@ length of 1), which is why a histogram should not be cut finer than 2 bytes.
 
 TOO_LARGE = -1
 UNSCANNED = 0
+
+_FIRST_RUN = 64
+LONGEST_RUN = 1024
+"""Headers compared in one go, if at least eight are there. The first look is at a few, and each
+that finds them alike is followed by one at four times as many; so the look that fails, of which
+there is one at most, costs little."""
+
+_REPEATED = tuple(bytes((byte,)) * LONGEST_RUN for byte in range(256))
 
 _HEADER = Struct(">I")
 unpack_length = _HEADER.unpack_from
@@ -46,6 +55,7 @@ def scan(
     """
     unpack = unpack_length
     offset = frames = 0
+    run = _FIRST_RUN
     while frames != budget:
         body = offset + 4
         if body > end:
@@ -56,12 +66,79 @@ def scan(
         following = body + length
         if following > end:
             return offset, frames, length + 4
+        if run and following + 7 * (length + 4) <= end:
+            count = min((end - offset) // (length + 4), run, budget - frames)
+            if _is_run(buffer, offset, length + 4, count):
+                sizes[(length - 1).bit_length()] += count
+                frames += count
+                offset += count * (length + 4)
+                run = min(4 * run, LONGEST_RUN)
+                continue
+            run = 0  # They are mixed, and to look at many from each place would take long.
         sizes[(length - 1).bit_length()] += 1
         frames += 1
         offset = following
     return offset, frames, UNSCANNED
 
 
+def _is_run(buffer: memoryview, offset: int, size: int, count: int) -> bool:
+    """Tell whether ``count`` frames of ``size`` bytes, with their headers, follow each other."""
+    end = offset + count * size
+    first, second, third, fourth = buffer[offset : offset + 4]
+    # The last byte first, in which those of mixed frames mostly differ.
+    return (
+        buffer[offset + 3 : end : size] == _REPEATED[fourth][:count]
+        and buffer[offset + 2 : end : size] == _REPEATED[third][:count]
+        and buffer[offset + 1 : end : size] == _REPEATED[second][:count]
+        and buffer[offset:end:size] == _REPEATED[first][:count]
+    )
+
+
 def count_frames(buffer: memoryview, end: int) -> int:
     """Count the whole frames in ``buffer[:end]``, whose lengths have been checked already."""
-    return scan(buffer, end, MAX_LENGTH, -1, [0] * SIZE_CLASSES)[1]
+    return scan(buffer, end, MAX_LENGTH, MAX_LENGTH, [0] * SIZE_CLASSES)[1]
+
+
+class Run:
+    """Bytes of whole frames of one length in a buffer, and how to tell if the next are alike.
+
+    Whoever sends a frame mostly sends the next one with the same length, and as many at a time.
+    Then one comparison takes the place of all that `scan` does.
+
+    Args:
+        buffer: where the frames lie, and where the next ones will.
+        length: of the body of each.
+        frames: how many there are, 1 to `LONGEST_RUN`.
+
+    Attributes:
+        size: bytes of all frames.
+        echo: these bytes.
+        headers: what ``echo`` has to begin its frames with, to be compared with ``expected``.
+        expected: what that is.
+    """
+
+    __slots__ = ("echo", "expected", "frames", "headers", "length", "size")
+
+    def __init__(self, buffer: memoryview, length: int, frames: int) -> None:
+        step = length + HEADER_BYTES
+        self.length = length
+        self.frames = frames
+        self.size = step * frames
+        self.echo = echo = buffer[: self.size]
+        header = encode_header(length)
+        self.headers: tuple[memoryview, ...] = (echo[:HEADER_BYTES],)
+        self.expected: tuple[bytes, ...] = (header,)
+        if frames > 1:
+            # There are no views of every n-th word, but of every n-th byte.
+            self.headers = tuple(echo[place::step] for place in range(HEADER_BYTES))
+            self.expected = tuple(_REPEATED[byte][:frames] for byte in header)
+
+    @classmethod
+    def recognise(cls, buffer: memoryview, end: int, max_length: int) -> "Run | None":
+        """Return the run that ``buffer[:end]`` is, if it is one and no body passes a length."""
+        (length,) = unpack_length(buffer)
+        frames, rest = divmod(end, length + HEADER_BYTES)
+        if rest or not 0 < frames <= LONGEST_RUN or length > max_length:
+            return None
+        run = cls(buffer, length, frames)
+        return run if run.headers == run.expected else None

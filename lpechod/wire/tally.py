@@ -31,7 +31,11 @@ class Histogram:
         self.seconds += seconds * weight
         if seconds <= self.first:  # Nearly all of them.
             self.counts[0] += weight
-            return
+        else:
+            self.place(seconds, weight)
+
+    def place(self, seconds: float, weight: int) -> None:
+        """Count in the class of a duration that is not in the first; the rest of `observe`."""
         try:
             self.counts[int(seconds * self._scale).bit_length()] += weight
         except IndexError:
@@ -42,18 +46,24 @@ class Histogram:
 class Tally:
     """Totals over all connections of a worker since it started.
 
-    Bytes handed to the kernel are ``echoed_bytes - unsent_bytes``, and frames that went out in the
-    turn they came in are ``frames - delayed_frames``: this way round the common turn raises three
-    numbers instead of five.
+    Bytes received are ``echoed_bytes + unframed_bytes``, those handed to the kernel ``echoed_bytes
+    - unsent_bytes``, and frames that went out in the turn they came in ``frames - delayed_frames``:
+    this way round the common turn raises two numbers instead of five.
     """
 
     frames: int = 0
-    received_bytes: int = 0
     echoed_bytes: int = 0
     """Bytes of whole frames, headers included."""
+    unframed_bytes: int = 0
+    """Other bytes: of frames that have not arrived whole, or never will."""
     unsent_bytes: int = 0
     """Bytes of whole frames that wait in a queue, or were dropped with their connection."""
     delayed_frames: int = 0
     backpressure_pauses: int = 0
     frame_sizes: list[int] = field(default_factory=lambda: [0] * SIZE_CLASSES)
     echo_delays: Histogram = field(default_factory=lambda: Histogram(50e-6, 21))
+
+    @property
+    def received_bytes(self) -> int:
+        """Bytes received."""
+        return self.echoed_bytes + self.unframed_bytes

@@ -8,6 +8,7 @@ What the connection may know is what the kernel told it, so the model tells as l
 may: an edge is reported once, room only to those who were refused, and nothing twice.
 """
 
+import errno
 import math
 from collections.abc import Sequence
 
@@ -22,6 +23,7 @@ from lpechod.engine.poller import EDGE, ERROR, HANGUP, PEER_CLOSED, READABLE, WR
 from lpechod.net.connection import Connection
 from lpechod.net.edge import EdgeConnection
 from lpechod.net.handshake import HandshakeError
+from lpechod.net.steady import SteadyConnection, SteadyPath
 from lpechod.net.transport import BLOCKED, PeerGoneError, StreamError
 from lpechod.wire import echo, pending
 from lpechod.wire.settings import EchoSettings
@@ -117,6 +119,28 @@ class KernelSocket:
         self.taken += data[:count]
         self.room -= count
         self.refused |= count < len(data)
+        return count
+
+    def readv(self, fd: int, buffers: tuple[memoryview]) -> int:
+        """Do as the system call."""
+        assert fd == FD
+        try:
+            count = self.receive(*buffers)
+        except PeerGoneError:
+            raise ConnectionResetError(errno.ECONNRESET, "reset") from None
+        if count == BLOCKED:
+            raise BlockingIOError(errno.EAGAIN, "nothing is there")
+        return count
+
+    def write(self, fd: int, data: memoryview) -> int:
+        """Do as the system call."""
+        assert fd == FD
+        try:
+            count = self.send(data)
+        except PeerGoneError:
+            raise BrokenPipeError(errno.EPIPE, "reset") from None
+        if not count:
+            raise BlockingIOError(errno.EAGAIN, "no room")
         return count
 
     def take_leave(self) -> bool:
@@ -224,8 +248,9 @@ class KernelPoller:
 class Witness:
     """Whom the connection tells of its end."""
 
-    def __init__(self) -> None:
+    def __init__(self, steady: SteadyPath) -> None:
         self.ends = 0
+        self.steady = steady
 
     def on_closed(self, _connection: Connection) -> None:
         """Count it."""
@@ -280,12 +305,21 @@ class AnyKernel(RuleBasedStateMachine):
         self.pool = BufferPool(1 << 30)
         self.pool.shared = memoryview(bytearray(shared))
         self.tally = Tally()
-        self.witness = Witness()
+        steady = SteadyPath(
+            self.pool.shared,
+            SETTINGS.max_frame_bytes,
+            self.tally,
+            self.kernel.readv,
+            self.kernel.write,
+        )
+        self.witness = Witness(steady)
+        if self.kind == "steady":
+            self.loop.shortcut = steady.serve
         self.unsent_by_peer = b""
         self.paused = False
         self.violent = False
-        make = EdgeConnection if self.kind == "edge" else Connection
-        self.connection = make(
+        kinds: dict[str, type[Connection]] = {"edge": EdgeConnection, "steady": SteadyConnection}
+        self.connection = kinds.get(self.kind, Connection)(
             self.kernel,
             self.loop,
             SETTINGS,
@@ -519,6 +553,26 @@ class SilentKernel(AnyKernel):
     kind = "silent"
 
 
+class SteadyKernel(AnyKernel):
+    """The same with a connection that is on the steady path while it can be."""
+
+    kind = "steady"
+
+    @invariant()
+    def is_on_the_path_while_steady(self) -> None:
+        """Who holds nothing and waits for bytes only is on it, and nobody else."""
+        steady = self.protocol.steady and self.connection._interest == READABLE
+        on_path = {FD: self.connection} if steady else {}
+        assert self.witness.steady._connections == on_path
+
+    @invariant()
+    def counters_agree(self) -> None:
+        """What is counted for all is what is counted for the one."""
+        assert sum(self.tally.frame_sizes) == self.tally.frames == self.protocol.frames
+        assert self.tally.received_bytes == self.protocol.received_bytes
+        assert self.protocol.received_bytes == len(self.kernel.received)
+
+
 class EdgeKernel(AnyKernel):
     """The same with a poller that reports every change once."""
 
@@ -531,6 +585,8 @@ TestLevelTriggered = AnyKernel.TestCase
 TestLevelTriggered.settings = _THOROUGH
 TestSilent = SilentKernel.TestCase
 TestSilent.settings = _THOROUGH
+TestSteady = SteadyKernel.TestCase
+TestSteady.settings = _THOROUGH
 TestEdgeTriggered = EdgeKernel.TestCase
 TestEdgeTriggered.settings = _THOROUGH
 

@@ -62,6 +62,7 @@ def failing(server: EchoServer, client: Client) -> FailingTransport:
     assert isinstance(connection._transport, PlainTransport)
     transport = FailingTransport(connection._transport)
     connection._transport = transport
+    server.service.steady.leave(transport.fd)  # It would do without a transport.
     return transport
 
 

@@ -79,7 +79,7 @@ class Worker:
         self.tally = Tally()
         self.watch = TurnWatch(self.tally)
         self.poller = TellingPoller(open_poller("auto"), self.clock)
-        self.loop = Loop(self.poller, self.clock, self.watch)
+        self.loop = Loop(self.poller, self.clock, self.watch.note)
         self.log = open_log("debug", "json", 100, 0, clock=self.clock, descriptor=log_descriptor)
         self.service = EchoService(settings, self.loop, self.tally, self.log, clients=clients)
 
@@ -292,7 +292,7 @@ def test_echoes_of_a_turn(turns: list[tuple[float, int, int, int]]) -> None:
     for seconds, events, frames, delayed in turns:
         tally.frames += frames
         tally.delayed_frames += min(frames, delayed)
-        watch(seconds, events)
+        watch.note(seconds, events)
         at_once += frames - min(frames, delayed)
         spent += (frames - min(frames, delayed)) * seconds / max(events, 1)
     assert sum(watch.turns.counts) == len(turns)
@@ -310,7 +310,7 @@ def test_place_of_an_echo(seconds: float, events: int, place: int) -> None:
     tally = Tally()
     watch = TurnWatch(tally)
     tally.frames = 17
-    watch(seconds, events)
+    watch.note(seconds, events)
     assert {k: n for k, n in enumerate(tally.echo_delays.counts) if n} == {place: 17}
 
 
@@ -319,10 +319,10 @@ def test_delayed_echoes_are_left_to_their_queue() -> None:
     tally = Tally()
     watch = TurnWatch(tally)
     tally.frames = tally.delayed_frames = 5
-    watch(0.001, 1)
+    watch.note(0.001, 1)
     assert sum(tally.echo_delays.counts) == 0
     tally.frames += 2
-    watch(0.001, 1)
+    watch.note(0.001, 1)
     assert sum(tally.echo_delays.counts) == 2
 
 

@@ -340,7 +340,7 @@ def test_place_of_a_duration(nanoseconds: int) -> None:
     tally = Tally()
     watch = TurnWatch(tally)
     tally.frames = 1
-    watch(seconds, 1)
+    watch.note(seconds, 1)
     totals = Totals(turns=watch.turns.counts, echo_delays=tally.echo_delays.counts)
     families = parsed(page(totals))
     check_place(buckets(families["lpechod_loop_turn_seconds"]), seconds)

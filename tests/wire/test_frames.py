@@ -6,10 +6,12 @@ from hypothesis import strategies as st
 
 from lpechod.wire.frames import (
     HEADER_BYTES,
+    LONGEST_RUN,
     MAX_LENGTH,
     SIZE_CLASSES,
     TOO_LARGE,
     UNSCANNED,
+    Run,
     count_frames,
     encode_header,
     scan,
@@ -151,6 +153,38 @@ class TestScan:
         else:
             assert need == HEADER_BYTES
 
+    @given(
+        runs=st.lists(st.tuples(st.integers(0, 5), st.integers(1, 300)), max_size=4),
+        cut=st.integers(0, 10),
+        budget=st.integers(1, 700),
+    )
+    def test_runs_agree_with_a_naive_decoder(
+        self, runs: list[tuple[int, int]], cut: int, budget: int
+    ) -> None:
+        """Many frames of one length, and then of another, are found as if each was looked at."""
+        stream = b"".join(frame(bytes(length)) * times for length, times in runs)
+        stream = stream[: max(0, len(stream) - cut)]
+        sizes, singly = [0] * SIZE_CLASSES, [0] * SIZE_CLASSES
+        whole, frames, _ = scan(memoryview(stream), len(stream), 4, budget, sizes)
+        expected = decode(stream, 4)[0][:budget]
+        for each in expected:
+            scan(memoryview(each), len(each), 4, PLENTY, singly)
+        assert (whole, frames) == (sum(map(len, expected)), len(expected))
+        assert sizes == singly
+
+    @pytest.mark.parametrize("place", [0, 1, 2, 3])
+    @pytest.mark.parametrize("at", [1, 7, 8, 63, 64, 65, 199])
+    def test_one_other_in_a_run(self, place: int, at: int) -> None:
+        """A header that differs in any of its bytes, anywhere in a run, is not overlooked."""
+        odd = bytearray(frame(b"same"))
+        odd[place] ^= 1
+        data = frame(b"same") * at + bytes(odd)
+        expected, _ = decode(data + frame(b"same") * 200, 4)
+        assert scan_bytes(data + frame(b"same") * 200, max_length=4)[:2] == (
+            sum(map(len, expected)),
+            len(expected),
+        )
+
     @given(st.binary(max_size=200), st.integers(0, 300))
     def test_any_bytes(self, data: bytes, max_length: int) -> None:
         """Any garbage is frames, a beginning of one, or too large; nothing raises."""
@@ -171,3 +205,43 @@ class TestCountFrames:
         assert counts[10:12] == [1, 2]
         assert counts[-2:] == [2, 3]
         assert counts == sorted(counts)
+
+
+class TestRun:
+    """A read that brings what the one before brought."""
+
+    @given(
+        length=st.integers(0, 300),
+        frames=st.integers(1, 40),
+        other=st.integers(0, 300),
+        place=st.integers(0, 39),
+    )
+    def test_is_recognised(self, length: int, frames: int, other: int, place: int) -> None:
+        """Frames of one length are a run, and with one of another among them they are none."""
+        buffer = memoryview(bytearray(40 * 304 + 64))
+        data = frame(bytes(length)) * frames
+        buffer[: len(data)] = data
+        run = Run.recognise(buffer, len(data), 300)
+        assert run is not None
+        assert (run.length, run.frames, run.size) == (length, frames, len(data))
+        assert run.echo == data
+        assert run.headers == run.expected
+
+        if place < frames:
+            buffer[place * (length + 4) : place * (length + 4) + 4] = encode_header(other)
+            assert (run.headers == run.expected) == (other == length)
+
+    def test_is_whole(self) -> None:
+        """A byte more or less is no run, nor is a body past the limit, nor is nothing."""
+        data = memoryview(frame(b"12") * 3 + b"\0")
+        assert Run.recognise(data, 18, 2) is not None
+        assert Run.recognise(data, 18, 1) is None
+        assert Run.recognise(data, 17, 2) is None
+        assert Run.recognise(data, 19, 2) is None
+        assert Run.recognise(data, 0, 2) is None
+
+    def test_has_an_end(self) -> None:
+        """A run of so many frames is left to `scan`, which has a budget."""
+        data = memoryview(bytes(4 * (LONGEST_RUN + 1)))
+        assert Run.recognise(data, 4 * LONGEST_RUN, 2) is not None
+        assert Run.recognise(data, 4 * (LONGEST_RUN + 1), 2) is None

@@ -1,0 +1,204 @@
+"""The steady path: connections that hold nothing, and whose reads bring whole frames of one length.
+
+That is what nearly all events of a busy daemon are, so they are served by one function for all of a
+turn: receive into the buffer that everybody shares, look at the header, send from where it lies.
+No object stands between the two calls into the kernel. Layers of calls for each frame (loop,
+connection, transport, protocol) were measured at a fifth of all that a small frame costs; what is
+counted for each is counted once for all of a turn where it can be.
+
+Whatever else a read brings (several frames, a part of one, an end, an error) goes the way of all
+other connections, through `Connection` and `EchoProtocol`. Invariants:
+
+- a connection is in here exactly while its protocol is steady and it waits for nothing but bytes;
+- what the two paths do with the same bytes is the same, down to the last counter.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Protocol
+
+from lpechod.engine.poller import READABLE, Ready
+from lpechod.net.connection import Connection, Host
+from lpechod.net.transport import PeerGoneError, translated
+from lpechod.wire.frames import Run
+from lpechod.wire.tally import Tally
+
+
+class SteadyPath:
+    """Serves the connections of one worker that are steady; `serve` is a loop's `shortcut`.
+
+    Args:
+        shared: the buffer that is received into (`lpechod.engine.buffers.BufferPool.shared`).
+        max_frame_bytes: longest body allowed.
+        tally: where to count.
+        receive: readv(2): takes a descriptor and buffers, returns a count.
+        send: write(2): takes a descriptor and bytes, returns a count.
+    """
+
+    __slots__ = (
+        "_connections",
+        "_into",
+        "_limit",
+        "_receive",
+        "_run",
+        "_send",
+        "_shared",
+        "_tally",
+    )
+
+    def __init__(
+        self,
+        shared: memoryview,
+        max_frame_bytes: int,
+        tally: Tally,
+        receive: Callable[[int, tuple[memoryview]], int] = os.readv,
+        send: Callable[[int, memoryview], int] = os.write,
+    ) -> None:
+        self._connections: dict[int, SteadyConnection] = {}
+        self._shared = shared
+        self._into = (shared,)
+        self._limit = max_frame_bytes
+        self._tally = tally
+        self._receive = receive
+        self._send = send
+        self._run = Run(shared, 0, 1)
+        """The latest; the next bytes are mostly like it."""
+
+    def join(self, fd: int, connection: "SteadyConnection") -> None:
+        """Serve a connection from now on."""
+        self._connections[fd] = connection
+
+    def leave(self, fd: int) -> None:
+        """Leave a connection to itself, whether it has joined or not."""
+        self._connections.pop(fd, None)
+
+    def serve(self, ready: Ready, now: float) -> Ready:
+        """Echo what those of a turn bring who are steady.
+
+        Args:
+            ready: descriptors that are ready, with their masks.
+            now: the loop's time, in seconds.
+
+        Returns:
+            The rest, which is to be handled by its sources.
+        """
+        connections, into = self._connections, self._into
+        receive, send = self._receive, self._send
+        run, reads = self._run, 0
+        size, headers, expected, echo = run.size, run.headers, run.expected, run.echo
+        rest: Ready = []
+        for fd, mask in ready:
+            connection = connections.get(fd)
+            if connection is None or mask != READABLE:
+                rest.append((fd, mask))
+                continue
+            try:
+                count = receive(fd, into)
+            except OSError as error:
+                connection.fail(error, now)
+                continue
+            if count != size or headers != expected:
+                other = Run.recognise(self._shared, count, self._limit)
+                if other is None:
+                    connection.take(count, now)
+                    continue
+                self._note(run, reads)
+                run, reads = other, 0
+                size, headers, expected, echo = run.size, run.headers, run.expected, run.echo
+            reads += 1
+            protocol = connection.protocol
+            protocol.frames += run.frames
+            protocol.echoed_bytes += count
+            protocol.active_at = now
+            try:
+                sent = send(fd, echo)
+            except OSError as error:
+                connection.keep(echo, 0, now, error)
+            else:
+                if sent != count:
+                    connection.keep(echo, sent, now)
+        if reads:
+            self._note(run, reads)
+            self._run = run
+        return rest
+
+    def _note(self, run: Run, reads: int) -> None:
+        """Count so many reads of such frames."""
+        tally = self._tally
+        frames = run.frames * reads
+        tally.frame_sizes[(run.length - 1).bit_length()] += frames
+        tally.frames += frames
+        tally.echoed_bytes += run.size * reads
+
+
+class SteadyHost(Host, Protocol):
+    """Whoever keeps the connections, and has a steady path for them."""
+
+    steady: SteadyPath
+
+
+class SteadyConnection(Connection):
+    """One client without TLS, level-triggered; on the steady path for as long as it is steady."""
+
+    __slots__ = ()
+
+    _host: SteadyHost
+
+    def take(self, count: int, now: float) -> None:
+        """Go on with ``count`` bytes that have been received into the shared buffer."""
+        try:
+            self._take(count, now)
+            if self.protocol.changed:
+                self._settle(now)
+        except Exception as error:  # noqa: BLE001 - a defect ends its own connection only.
+            self.on_failure(error, now)
+
+    def keep(self, echo: memoryview, sent: int, now: float, error: OSError | None = None) -> None:
+        """Keep what the kernel has not taken of an echo, which counts as sent.
+
+        Args:
+            echo: the echo.
+            sent: how many bytes of it were taken.
+            now: the time.
+            error: why none were.
+        """
+        try:
+            if error is not None:
+                self._lose(error, now)
+            self.protocol.unsent(echo, sent, now)
+            self._settle(now)
+        except Exception as defect:  # noqa: BLE001 - likewise.
+            self.on_failure(defect, now)
+
+    def fail(self, error: OSError, now: float) -> None:
+        """Act on an error that receiving has met."""
+        try:
+            self._lose(error, now)
+            if self.protocol.changed:
+                self._settle(now)
+        except Exception as defect:  # noqa: BLE001 - likewise.
+            self.on_failure(defect, now)
+
+    def _lose(self, error: OSError, now: float) -> None:
+        if isinstance(error, BlockingIOError):
+            return  # Nothing there, or no room.
+        failure = translated(error)
+        if not isinstance(failure, PeerGoneError):
+            raise failure
+        self._lose_peer(failure, now)
+
+    def _settle(self, now: float) -> None:
+        super()._settle(now)
+        self._follow()
+
+    def _register(self) -> None:
+        super()._register()
+        self._follow()
+
+    def _follow(self) -> None:
+        """Be on the steady path, or do not, as things stand."""
+        path, fd = self._host.steady, self._transport.fd
+        if self.protocol.steady and self._interest == READABLE and self._greeter is None:
+            path.join(fd, self)
+        else:
+            path.leave(fd)

@@ -87,7 +87,7 @@ class Acceptor(Timer):
     def __init__(
         self,
         listeners: list[Listener],
-        welcome: Callable[[socket.socket, object, str], None],
+        welcome: Callable[[socket.SocketType, object, str], None],
         counts: ConnectionCounts,
         loop: Loop,
         log: EventLog,
@@ -227,7 +227,7 @@ class Acceptor(Timer):
     def _accept_one(self, listener: Listener) -> bool:
         """Accept a connection; False when there is no point in trying on."""
         try:
-            client, peer = listener.socket.accept()
+            client, peer = listener.socket.accept_plain()
         except BlockingIOError:
             return False
         except OSError as error:

@@ -103,7 +103,7 @@ class Connection(Timer):
         host: Host,
         handshakes: Sequence[Handshake] = (),
     ) -> None:
-        super().__init__()
+        Timer.__init__(self)  # super() costs as much as all of the attributes below.
         self._handshakes = handshakes
         self._greeter = _Greeter(self) if handshakes else None
         self._transport = transport

@@ -51,6 +51,25 @@ class ListenError(Exception):
         self.problems = problems
 
 
+class ListeningSocket(socket.socket):
+    """A listening socket that can do with plain objects for what it accepts.
+
+    Of the time that `socket.socket.accept` takes, accept(2) is a third. The rest makes an object of
+    that class in Python, with enumerations for its family and its type.
+    """
+
+    def __init__(
+        self, family: int = -1, kind: int = -1, proto: int = -1, fileno: int | None = None
+    ) -> None:
+        super().__init__(family, kind, proto, fileno)
+        self._kind = int(self.family), int(self.type), self.proto
+
+    def accept_plain(self) -> tuple[socket.SocketType, object]:
+        """Accept a connection, and return its socket and the peer's address; see accept(2)."""
+        fd, peer = self._accept()  # type: ignore[attr-defined]  # What `accept` calls.
+        return socket.SocketType(*self._kind, fd), peer
+
+
 class Listener:
     """One listening socket.
 
@@ -65,13 +84,13 @@ class Listener:
     __slots__ = ("_inode", "_path", "entrance", "name", "socket")
 
     def __init__(self, listening: socket.socket, path: str | None = None) -> None:
-        listening.setblocking(False)
-        if listening.family != socket.AF_UNIX:
+        self.socket = ListeningSocket(fileno=listening.detach())
+        self.socket.setblocking(False)
+        if self.socket.family != socket.AF_UNIX:
             # Connections inherit it: one system call less for each of them (tcp(7)).
-            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.socket = listening
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.entrance: Entrance = OPEN_TO_ALL
-        self.name = _name(listening)
+        self.name = _name(self.socket)
         self._path = path
         self._inode = _inode(path) if path is not None else None
 

@@ -23,7 +23,7 @@ class ProxyHandshake:
 
     __slots__ = ("_header", "_socket", "_started")
 
-    def __init__(self, connected: socket.socket) -> None:
+    def __init__(self, connected: socket.SocketType) -> None:
         self._socket = connected
         self._header = ProxyHeader()
         self._started = False

@@ -141,7 +141,7 @@ class EchoService:
     def others(self, others: Callable[[], int]) -> None:
         self.admission.others = others
 
-    def welcome(self, client: socket.socket, peer: object, listener: str) -> None:
+    def welcome(self, client: socket.SocketType, peer: object, listener: str) -> None:
         """Serve a connection, or close it because a limit is reached.
 
         Args:
@@ -176,7 +176,7 @@ class EchoService:
             self._drain.hurry(connection)
 
     def _connect(
-        self, client: socket.socket, peer: object, listener: str, entrance: Entrance
+        self, client: socket.SocketType, peer: object, listener: str, entrance: Entrance
     ) -> Connection:
         """Put a connection together, with all that its listener demands."""
         kind: type[Connection] = self._kind

@@ -57,9 +57,9 @@ class TlsTransport:
 
     __slots__ = ("_context", "_failure", "_socket", "_stream", "crossed", "eager", "fd", "more")
 
-    def __init__(self, connected: socket.socket, context: ssl.SSLContext) -> None:
+    def __init__(self, connected: socket.SocketType, context: ssl.SSLContext) -> None:
         connected.setblocking(False)
-        self._socket = connected
+        self._socket: socket.SocketType = connected
         self._stream: ssl.SSLSocket | None = None
         self._context = context
         self._failure: Exception | None = None
@@ -93,8 +93,10 @@ class TlsTransport:
         """
         stream = self._socket
         if not isinstance(stream, ssl.SSLSocket):
+            self._socket = wrapped = socket.socket(fileno=stream.detach())
+            wrapped.setblocking(False)  # SSLSocket goes by the object's own time-out.
             stream = self._socket = self._context.wrap_socket(
-                stream,
+                wrapped,
                 server_side=True,
                 do_handshake_on_connect=False,
                 suppress_ragged_eofs=False,
@@ -210,7 +212,7 @@ class TlsTransport:
         self.more = False
         self.crossed = 0
         try:
-            socket.socket.shutdown(self._socket, socket.SHUT_WR)
+            socket.SocketType.shutdown(self._socket, socket.SHUT_WR)
         except OSError as error:
             if error.errno not in PEER_GONE:
                 raise

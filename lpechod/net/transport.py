@@ -112,7 +112,7 @@ class PlainTransport:
 
     __slots__ = ("_socket", "fd")
 
-    def __init__(self, connected: socket.socket) -> None:
+    def __init__(self, connected: socket.SocketType) -> None:
         connected.setblocking(False)
         self._socket = connected
         self.fd = connected.fileno()

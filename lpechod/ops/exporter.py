@@ -54,7 +54,7 @@ class Exporter:
         self.log = log
         self.clients: set[_Client] = set()
 
-    def welcome(self, client: socket.socket, peer: object, listener: str) -> None:
+    def welcome(self, client: socket.SocketType, peer: object, listener: str) -> None:
         """Take a connection fresh from accept(2), or close it if there are too many."""
         if len(self.clients) >= MAX_CLIENTS:
             client.close()

@@ -64,7 +64,7 @@ class EchoProtocol(Deadlines):
         self, settings: EchoSettings, buffers: Buffers, tally: Tally, owner: Hashable, now: float,
         *, handshake: bool = False,
     ) -> None:  # fmt: skip
-        super().__init__(settings, State.HANDSHAKE if handshake else State.OPEN, now)
+        Deadlines.__init__(self, settings, State.HANDSHAKE if handshake else State.OPEN, now)
         self.close_reason: CloseReason | None = None
         self.changed = False
         self.frames = 0

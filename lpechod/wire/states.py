@@ -15,7 +15,13 @@ from enum import Enum
 from types import MappingProxyType
 
 
-class State(Enum):
+class _Identity(Enum):
+    """Members that are hashed by what they are: Enum hashes names, with a function in Python."""
+
+    __hash__ = object.__hash__
+
+
+class State(_Identity):
     """Where a connection stands; each member says what follows from it."""
 
     HANDSHAKE = "handshake"
@@ -35,7 +41,7 @@ class State(Enum):
     """Nothing is held any more. Terminal."""
 
 
-class Event(Enum):
+class Event(_Identity):
     """What can happen to a connection."""
 
     ESTABLISHED = "established"
@@ -60,7 +66,7 @@ class Event(Enum):
     """End it now, whatever is pending."""
 
 
-class CloseReason(Enum):
+class CloseReason(_Identity):
     """Why a connection ended. The values are the labels of logs and metrics."""
 
     PEER_CLOSED = "peer_closed"

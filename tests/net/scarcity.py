@@ -7,10 +7,10 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lpechod.net.listener import Listener
+from lpechod.net.listener import Listener, ListeningSocket
 
 
-class WatchedSocket(socket.socket):
+class WatchedSocket(ListeningSocket):
     """A listening socket that counts calls of accept(2), and fails them as a kernel may.
 
     Attributes:
@@ -26,12 +26,12 @@ class WatchedSocket(socket.socket):
         self.failures: deque[int] = deque()
         self.failing = 0
 
-    def accept(self) -> tuple[socket.socket, object]:
+    def accept_plain(self) -> tuple[socket.SocketType, object]:
         self.calls += 1
         number = self.failures.popleft() if self.failures else self.failing
         if number:
             raise OSError(number, os.strerror(number))
-        return super().accept()
+        return super().accept_plain()
 
 
 def watched(listener: Listener) -> WatchedSocket:

@@ -268,7 +268,7 @@ class TestFailures:
         server.errors = {"accept_failed"}
         welcome = server.acceptor._welcome
 
-        def fail(client: socket.socket, _peer: object, _listener: str) -> None:
+        def fail(client: socket.SocketType, _peer: object, _listener: str) -> None:
             client.close()
             server.acceptor._welcome = welcome
             raise LookupError("a defect")

@@ -27,7 +27,7 @@ class Sibling:
     """
 
     def __init__(self, poller: str, shared: socket.socket, allowance: Callable[[], int]) -> None:
-        self.held: list[socket.socket] = []
+        self.held: list[socket.SocketType] = []
         self.counts = ConnectionCounts()
         clock = FakeClock()
         self.loop = Loop(FakeTimePoller(POLLERS[poller](), clock), clock)
@@ -36,7 +36,7 @@ class Sibling:
         )
         self.acceptor.start()
 
-    def _take(self, client: socket.socket, _peer: object, _listener: str) -> None:
+    def _take(self, client: socket.SocketType, _peer: object, _listener: str) -> None:
         self.held.append(client)
 
     def turn(self) -> None:

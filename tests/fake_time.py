@@ -61,6 +61,7 @@ class FakeTimePoller:
         self.register = poller.register
         self.modify = poller.modify
         self.unregister = poller.unregister
+        self.forget = poller.forget
         self.timeouts: list[float | None] = []
         self.idle_polls = 0
 

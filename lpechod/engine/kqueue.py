@@ -58,6 +58,8 @@ class KqueuePoller:
         self.modify(fd, 0)
         del self._interest[fd]
 
+    forget = unregister
+
     def poll(self, timeout: float | None) -> Ready:
         """Wait; timeouts have nanoseconds here and need no rounding."""
         masks: dict[int, int] = {}

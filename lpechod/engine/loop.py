@@ -202,6 +202,15 @@ class Loop:
         self._poller.unregister(fd)
         del self._sources[fd]
 
+    def forget(self, fd: int) -> None:
+        """Stop to watch a descriptor that is closed next; only if nobody holds a duplicate of it.
+
+        One that a fork has left in another process would stay watched with epoll(7) when ours is
+        closed. `unregister` costs a system call.
+        """
+        self._poller.forget(fd)
+        del self._sources[fd]
+
     def again(self, source: Source, mask: int) -> None:
         """Call ``source.on_ready(mask, ...)`` in the next turn, which will not wait.
 

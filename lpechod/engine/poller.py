@@ -54,6 +54,9 @@ class Poller(Protocol):
     def unregister(self, fd: int) -> None:
         """Stop to watch a descriptor. To be called before the descriptor is closed."""
 
+    def forget(self, fd: int) -> None:
+        """Stop to watch a descriptor that is closed next, and of which there is no duplicate."""
+
     def poll(self, timeout: float | None) -> Ready:
         """Wait until something is ready.
 
@@ -77,6 +80,9 @@ class EpollPoller:
         self.modify = self._epoll.modify
         self.unregister = self._epoll.unregister
 
+    def forget(self, fd: int) -> None:
+        """Do nothing: a descriptor leaves the set by itself when it is closed (epoll(7))."""
+
     def poll(self, timeout: float | None) -> Ready:
         """Wait; epoll.poll rounds to the next millisecond itself."""
         return self._epoll.poll(timeout, _MAX_EVENTS)
@@ -89,7 +95,7 @@ class EpollPoller:
 class PollPoller:
     """poll(2): no limit on descriptors, but each wait costs all that are watched."""
 
-    __slots__ = ("_poll", "modify", "register", "unregister")
+    __slots__ = ("_poll", "forget", "modify", "register", "unregister")
 
     edge_triggered = False
 
@@ -97,7 +103,7 @@ class PollPoller:
         self._poll = select.poll()
         self.register = self._poll.register
         self.modify = self._poll.modify
-        self.unregister = self._poll.unregister
+        self.unregister = self.forget = self._poll.unregister
 
     def poll(self, timeout: float | None) -> Ready:
         """Wait, with the time-out rounded up to a millisecond."""
@@ -147,6 +153,8 @@ class SelectPoller:
     def unregister(self, fd: int) -> None:
         """Stop to watch a descriptor."""
         del self._interest[fd]
+
+    forget = unregister
 
     def poll(self, timeout: float | None) -> Ready:
         """Wait; select.select rounds to the next microsecond itself.

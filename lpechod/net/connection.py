@@ -18,12 +18,15 @@ from lpechod.engine.buffers import BufferPool
 from lpechod.engine.loop import Loop, Source
 from lpechod.engine.poller import ERROR, HANGUP, PEER_CLOSED, READABLE, WRITABLE
 from lpechod.engine.wheel import Timer
-from lpechod.net.handshake import Handshake, HandshakeError
+from lpechod.net.handshake import Greeter, Handshake, HandshakeError
 from lpechod.net.transport import PeerGoneError, StreamError, Transport
 from lpechod.wire.echo import EchoProtocol
 from lpechod.wire.settings import EchoSettings
 from lpechod.wire.states import CloseReason, State
 from lpechod.wire.tally import Tally
+
+_HANDSHAKE, _OPEN = State.HANDSHAKE, State.OPEN
+_LINGERING, _CLOSED = State.LINGERING, State.CLOSED
 
 _BACKLOG = 1 << 16
 """In a mask: bytes wait in memory, which is no readiness. A bit of its own: an edge-triggered
@@ -105,7 +108,7 @@ class Connection(Timer):
     ) -> None:
         Timer.__init__(self)  # super() costs as much as all of the attributes below.
         self._handshakes = handshakes
-        self._greeter = _Greeter(self) if handshakes else None
+        self._greeter = Greeter(self) if handshakes else None
         self._transport = transport
         self._loop = loop
         self._host = host
@@ -194,20 +197,20 @@ class Connection(Timer):
         except PeerGoneError as error:
             self._lose_peer(error, now)
         self._settle(now)
-        if protocol.state is State.OPEN:
+        if protocol.state is _OPEN:
             self._loop.schedule(self, protocol.next_deadline())
             # What follows may be there: an edge-triggered poller will not tell of it again.
             self.on_ready(READABLE | PEER_CLOSED, now)
 
     def _greet(self, greeter: Source, now: float) -> bool:
         """Take the handshakes as far as they go, and tell whether that is to their end."""
-        while self._handshakes and self.protocol.state is State.HANDSHAKE:
+        while self._handshakes and self.protocol.state is _HANDSHAKE:
             interest = self._handshakes[0].advance(greeter)
             if interest is not None:
                 self._set_interest(interest)
                 return False
             self._pass(self._handshakes[0])
-        if self.protocol.state is State.HANDSHAKE:
+        if self.protocol.state is _HANDSHAKE:
             self.protocol.established(now)
         return True
 
@@ -226,7 +229,7 @@ class Connection(Timer):
         if self._is_late(protocol.next_deadline, now):
             protocol.handle_deadline(now)
             self._settle(now)
-        if protocol.state is not State.CLOSED:
+        if protocol.state is not _CLOSED:
             self._loop.hasten(self, protocol.next_deadline())
 
     def on_failure(self, error: Exception, now: float) -> None:
@@ -242,7 +245,7 @@ class Connection(Timer):
             now: the time.
         """
         self._catch_up(now)  # Frames that wait in the kernel were sent before the drain was known.
-        if self.protocol.state is not State.CLOSED:
+        if self.protocol.state is not _CLOSED:
             self.protocol.drain(until)
             self._settle(now)
 
@@ -271,19 +274,19 @@ class Connection(Timer):
 
     def pause(self, now: float) -> None:
         """Stop reading until `unpause`: memory is short."""
-        if self.protocol.state is not State.CLOSED:
+        if self.protocol.state is not _CLOSED:
             self.protocol.pause(now)
             self._settle(now)
 
     def unpause(self, now: float) -> None:
         """Read again."""
-        if self.protocol.state is not State.CLOSED:
+        if self.protocol.state is not _CLOSED:
             self.protocol.unpause(now)
             self._settle(now)
 
     def close(self) -> None:
         """Close the descriptor; for the loop, at the end of a turn."""
-        self._loop.unregister(self._transport.fd)
+        self._loop.forget(self._transport.fd)
         self._transport.close()
         self._host.on_closed(self)
 
@@ -323,7 +326,7 @@ class Connection(Timer):
             self.protocol.changed = True  # What has to go out is the stream's own end.
 
     def _lose_peer(self, error: PeerGoneError, now: float) -> None:
-        if self.protocol.state is State.CLOSED:
+        if self.protocol.state is _CLOSED:
             return
         if isinstance(error, StreamError):
             self._host.on_stream_failed(self, error)
@@ -335,7 +338,7 @@ class Connection(Timer):
         """Bring descriptor, interest and timer in step with a protocol that has changed."""
         protocol = self.protocol
         if self._greeter is not None:
-            if protocol.state is State.HANDSHAKE:
+            if protocol.state is _HANDSHAKE:
                 return
             self._end_handshakes()
         try:
@@ -344,10 +347,10 @@ class Connection(Timer):
         except PeerGoneError as error:
             self._lose_peer(error, now)
         protocol.advance(now, self._transport.take_leave)
-        if protocol.state is State.CLOSED:
+        if protocol.state is _CLOSED:
             self._finish()
             return
-        if protocol.state is State.LINGERING and not self._fin_sent:
+        if protocol.state is _LINGERING and not self._fin_sent:
             self._fin_sent = True
             self._transport.end()
         if protocol.has_backlog:
@@ -374,7 +377,7 @@ class Connection(Timer):
             self._interest = interest
 
     def _abort(self, reason: CloseReason, now: float) -> None:
-        if self.protocol.state is not State.CLOSED:
+        if self.protocol.state is not _CLOSED:
             self.protocol.abort(reason)
         if self.protocol.changed:  # Or else it has been closed before, descriptor and all.
             self._settle(now)
@@ -383,18 +386,3 @@ class Connection(Timer):
         self._interest = 0
         self._loop.cancel(self)
         self._loop.defer_close(self)
-
-
-class _Greeter:
-    """A connection in the loop until what precedes the first frame is complete."""
-
-    __slots__ = ("_connection",)
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def on_ready(self, mask: int, now: float) -> None:
-        self._connection.shake_hands(mask, now)
-
-    def on_failure(self, error: Exception, now: float) -> None:
-        self._connection.on_failure(error, now)

@@ -49,3 +49,34 @@ class Handshake(Protocol):
     @property
     def peer(self) -> object | None:
         """Whom it has shown to be the client, as accept(2) writes addresses; None: nobody else."""
+
+
+class Guest(Protocol):
+    """A connection of which a handshake is under way."""
+
+    def shake_hands(self, mask: int, now: float) -> None:
+        """Go on with it."""
+
+    def on_failure(self, error: Exception, now: float) -> None:
+        """Give up."""
+
+
+class Greeter:
+    """Stands for a connection in the loop until what precedes the first frame is complete.
+
+    Args:
+        guest: the connection.
+    """
+
+    __slots__ = ("_guest",)
+
+    def __init__(self, guest: Guest) -> None:
+        self._guest = guest
+
+    def on_ready(self, mask: int, now: float) -> None:
+        """Go on with the handshake."""
+        self._guest.shake_hands(mask, now)
+
+    def on_failure(self, error: Exception, now: float) -> None:
+        """Have the connection give up."""
+        self._guest.on_failure(error, now)

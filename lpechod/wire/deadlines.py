@@ -13,6 +13,10 @@ from lpechod.wire.pending import PendingEchoes
 from lpechod.wire.settings import EchoSettings
 from lpechod.wire.states import CloseReason, Event, State
 
+_HANDSHAKE, _LINGERING, _CLOSED = State.HANDSHAKE, State.LINGERING, State.CLOSED
+"""To look a member up in its Enum costs as much as a call, and these are asked for several times
+in the life of the shortest connection."""
+
 
 class Deadlines(ABC):
     """The deadlines of one connection; `lpechod.wire.echo.EchoProtocol` is derived from it.
@@ -63,22 +67,22 @@ class Deadlines(ABC):
     def next_deadline(self) -> float:
         """Return when `handle_deadline` has something to do unless more happens; inf is never."""
         settings = self._settings
-        if self.state is State.CLOSED:
+        if self.state is _CLOSED:
             return math.inf
-        if self.state is State.LINGERING:
+        if self.state is _LINGERING:
             return min(self._linger_until, self._drain_until)
-        deadline = min(self._drain_until, self._expires_at)
-        if self.state is State.HANDSHAKE:
-            return min(deadline, self.active_at + settings.handshake_s)
+        if self.state is _HANDSHAKE:
+            own = self.active_at + settings.handshake_s
+            return min(own, self._drain_until, self._expires_at)
+        write = read = math.inf
         if self.wants_write:
-            deadline = min(deadline, self._progress_at + settings.write_s)
+            write = self._progress_at + settings.write_s
         if self.wants_read:
             if self._partial is not None:
-                whole_by = self._partial.deadline(settings.frame_s, settings.min_rate_bytes_per_s)
-                deadline = min(deadline, whole_by)
+                read = self._partial.deadline(settings.frame_s, settings.min_rate_bytes_per_s)
             elif self._pending is None:
-                deadline = min(deadline, self.active_at + settings.idle_s)
-        return deadline
+                read = self.active_at + settings.idle_s
+        return min(read, write, self._drain_until, self._expires_at)
 
     def overdue_at(self) -> float:
         """Return from when on it may be closed to make room for others; inf is never.
@@ -88,7 +92,7 @@ class Deadlines(ABC):
         paused, or is being ended anyway, is never overdue.
         """
         settings = self._settings
-        if self.state is State.HANDSHAKE:
+        if self.state is _HANDSHAKE:
             return self.active_at + settings.overload_idle_s
         if self.state in (State.OPEN, State.DRAINING) and self.wants_read:
             if self._partial is not None:
@@ -109,9 +113,9 @@ class Deadlines(ABC):
             self._await_boundary(CloseReason.LIFETIME)
         if now >= self._drain_until:
             self.abort(CloseReason.DRAIN_TIMEOUT)
-        elif self.state is State.LINGERING:
+        elif self.state is _LINGERING:
             self._move(Event.LINGERED)
-        elif self.state is State.HANDSHAKE:
+        elif self.state is _HANDSHAKE:
             self.refuse(CloseReason.HANDSHAKE_TIMEOUT)
         elif self.wants_write and now >= self._progress_at + settings.write_s:
             self._linger_until = now + settings.linger_s
@@ -128,6 +132,6 @@ class Deadlines(ABC):
         self._drain_until = min(self._drain_until, until)
 
     def _await_boundary(self, reason: CloseReason) -> None:
-        if self.state in (State.OPEN, State.HANDSHAKE):
+        if self.state in (State.OPEN, _HANDSHAKE):
             self._boundary_reason = reason
         self._move(Event.DRAIN)

@@ -28,6 +28,7 @@ FRAMES_PER_TURN = 1024
 """Most frames looked at in one go: about 0.1 ms. 256 KiB can hold 65,536 empty frames, and whoever
 sends those must not make the others wait until all are counted."""
 
+_OPEN, _DRAINING, _LINGERING = State.OPEN, State.DRAINING, State.LINGERING
 _READING = frozenset({State.OPEN, State.DRAINING})
 _LEAVING = frozenset({State.FLUSHING, State.FINISHING})
 _OVER = frozenset({State.LINGERING, State.CLOSED})
@@ -64,7 +65,7 @@ class EchoProtocol(Deadlines):
         self, settings: EchoSettings, buffers: Buffers, tally: Tally, owner: Hashable, now: float,
         *, handshake: bool = False,
     ) -> None:  # fmt: skip
-        Deadlines.__init__(self, settings, State.HANDSHAKE if handshake else State.OPEN, now)
+        Deadlines.__init__(self, settings, State.HANDSHAKE if handshake else _OPEN, now)
         self.close_reason: CloseReason | None = None
         self.changed = False
         self.frames = 0
@@ -178,7 +179,7 @@ class EchoProtocol(Deadlines):
         self._tally.unsent_bytes -= count
         if not pending.size:
             self._pending = None
-            self.steady = self.state is State.OPEN and self._partial is None
+            self.steady = self.state is _OPEN and self._partial is None
         if self._paused & _WATERMARK and pending.size <= self._settings.low_watermark_bytes:
             self.unpause(now, _WATERMARK)
         self.changed = True
@@ -195,7 +196,7 @@ class EchoProtocol(Deadlines):
         """Whether to receive: not while echoes pile up, nor while received bytes are unscanned."""
         if self.state in _READING:
             return not self._paused and (self._partial is None or not self._partial.scannable)
-        return self.state is State.LINGERING
+        return self.state is _LINGERING
 
     @property
     def wants_write(self) -> bool:
@@ -230,7 +231,7 @@ class EchoProtocol(Deadlines):
         # A drain waits for a lull, since it has an end of its own. A lifetime does not: a peer that
         # keeps echoes pending all the time could put it off for ever.
         done = self._pending is None or self._boundary_reason is CloseReason.LIFETIME
-        if self.state is State.DRAINING and self._partial is None and done:
+        if self.state is _DRAINING and self._partial is None and done:
             self._move(Event.BOUNDARY, self._boundary_reason)
         if self.at_end:
             if leave():

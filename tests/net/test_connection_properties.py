@@ -229,6 +229,8 @@ class KernelPoller:
         assert not self.kernel.closed
         self.interest = None
 
+    forget = unregister
+
     def ready(self) -> int:
         """Return what a poll would report."""
         if self.interest is None or (self.edge_triggered and not self.kernel.news):

@@ -29,6 +29,8 @@ class ScriptedPoller:
     def unregister(self, fd: int) -> None:
         """Need nothing."""
 
+    forget = unregister
+
     def poll(self, _timeout: float | None) -> Ready:
         """Return what is ready, once."""
         ready, self.ready = self.ready, []

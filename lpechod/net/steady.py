@@ -188,7 +188,7 @@ class SteadyConnection(Connection):
         self._lose_peer(failure, now)
 
     def _settle(self, now: float) -> None:
-        super()._settle(now)
+        Connection._settle(self, now)  # noqa: SLF001 - super() would cost as much as what follows.
         self._follow()
 
     def _register(self) -> None:

@@ -28,7 +28,8 @@ FRAMES_PER_TURN = 1024
 """Most frames looked at in one go: about 0.1 ms. 256 KiB can hold 65,536 empty frames, and whoever
 sends those must not make the others wait until all are counted."""
 
-_OPEN, _DRAINING, _LINGERING = State.OPEN, State.DRAINING, State.LINGERING
+_OPEN, _DRAINING = State.OPEN, State.DRAINING
+_LINGERING, _CLOSED = State.LINGERING, State.CLOSED
 _READING = frozenset({State.OPEN, State.DRAINING})
 _LEAVING = frozenset({State.FLUSHING, State.FINISHING})
 _OVER = frozenset({State.LINGERING, State.CLOSED})
@@ -73,7 +74,7 @@ class EchoProtocol(Deadlines):
         self.receive_into = buffers.shared
         self._buffers = buffers
         self._tally = tally
-        self._owner = owner
+        self._owner: Hashable = owner
         self.steady = True
         self._leave_blocked = False
         self._paused = 0
@@ -233,7 +234,7 @@ class EchoProtocol(Deadlines):
         done = self._pending is None or self._boundary_reason is CloseReason.LIFETIME
         if self.state is _DRAINING and self._partial is None and done:
             self._move(Event.BOUNDARY, self._boundary_reason)
-        if self.at_end:
+        if self._pending is None and self.state in _LEAVING:  # `at_end`, without its call.
             if leave():
                 self._linger_until = now + self._settings.linger_s
                 self._move(Event.FLUSHED)
@@ -382,6 +383,8 @@ class EchoProtocol(Deadlines):
         if self._pending is not None and self.state in _OVER:
             self._pending.discard()
             self._pending = None
+        if self.state is _CLOSED:
+            self._owner = None  # Which has us: a cycle would wait for the garbage collector.
         self._leave_blocked = False
         self.steady = False  # No event leads back to OPEN; for the one to it, see `established`.
         self.changed = True

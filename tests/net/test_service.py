@@ -1,12 +1,14 @@
 """The set of connections: numbers, limits, refusals, defects contained, and siblings."""
 
 import errno
+import gc
 import os
 
 import pytest
 
 from lpechod.engine.poller import FD_SETSIZE
 from lpechod.net.admission import AdmissionLimits
+from lpechod.net.connection import Connection
 from lpechod.net.transport import PlainTransport
 from lpechod.process.descriptors import raise_descriptor_limit
 from lpechod.wire.states import CloseReason, State
@@ -254,6 +256,21 @@ class TestDefects:
 
 class TestDepartures:
     """Descriptors are given back when a turn ends, and whoever waits for one hears of it."""
+
+    def test_leaves_no_garbage(self, serve: Serve) -> None:
+        """A connection that has ended is freed at once, and not when cycles are looked for."""
+        server = serve()
+        gc.collect()
+        gc.disable()
+        try:
+            for size in (0, 3, 300_000):
+                client = server.connect()
+                client.exchange(frame(bytes(size)))
+                client.shutdown()
+                server.closed(client)
+            assert not [each for each in gc.get_objects() if isinstance(each, Connection)]
+        finally:
+            gc.enable()
 
     def test_descriptor_is_open_until_then(self, serve: Serve) -> None:
         """Inside a turn no number can come back as another connection's, while events wait."""

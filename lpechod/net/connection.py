@@ -77,6 +77,7 @@ class Connection(Timer):
     """
 
     __slots__ = (
+        "_buffers",
         "_fin_sent",
         "_greeter",
         "_handshakes",
@@ -111,6 +112,7 @@ class Connection(Timer):
         self._greeter = Greeter(self) if handshakes else None
         self._transport = transport
         self._loop = loop
+        self._buffers = buffers
         self._host = host
         self._interest = READABLE
         self._fin_sent = False
@@ -133,7 +135,10 @@ class Connection(Timer):
         protocol = self.protocol
         try:
             if mask & self._interest & READABLE:
-                self._take(self._transport.receive(protocol.receive_into), now)
+                room = protocol.receive_into
+                if len(room) > self._buffers.share:
+                    room = room[: self._buffers.share]
+                self._take(self._transport.receive(room), now)
             if mask != READABLE:
                 self._handle_rest(mask, now)
         except PeerGoneError as error:

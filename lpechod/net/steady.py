@@ -17,18 +17,21 @@ import os
 from collections.abc import Callable
 from typing import Protocol
 
+from lpechod.engine.buffers import RECEIVE_BYTES, TURN_BYTES, UNDIVIDED, BufferPool
 from lpechod.engine.poller import READABLE, Ready
 from lpechod.net.connection import Connection, Host
 from lpechod.net.transport import PeerGoneError, translated
 from lpechod.wire.frames import Run
 from lpechod.wire.tally import Tally
 
+_FEW = TURN_BYTES // RECEIVE_BYTES
+
 
 class SteadyPath:
     """Serves the connections of one worker that are steady; `serve` is a loop's `shortcut`.
 
     Args:
-        shared: the buffer that is received into (`lpechod.engine.buffers.BufferPool.shared`).
+        pool: has the buffer that is received into; told how many share a turn.
         max_frame_bytes: longest body allowed.
         tally: where to count.
         receive: readv(2): takes a descriptor and buffers, returns a count.
@@ -39,6 +42,7 @@ class SteadyPath:
         "_connections",
         "_into",
         "_limit",
+        "_pool",
         "_receive",
         "_run",
         "_send",
@@ -48,20 +52,21 @@ class SteadyPath:
 
     def __init__(
         self,
-        shared: memoryview,
+        pool: BufferPool,
         max_frame_bytes: int,
         tally: Tally,
         receive: Callable[[int, tuple[memoryview]], int] = os.readv,
         send: Callable[[int, memoryview], int] = os.write,
     ) -> None:
         self._connections: dict[int, SteadyConnection] = {}
-        self._shared = shared
-        self._into = (shared,)
+        self._pool = pool
+        self._shared = pool.shared
+        self._into = (pool.shared,)
         self._limit = max_frame_bytes
         self._tally = tally
         self._receive = receive
         self._send = send
-        self._run = Run(shared, 0, 1)
+        self._run = Run(pool.shared, 0, 1)
         """The latest; the next bytes are mostly like it."""
 
     def join(self, fd: int, connection: "SteadyConnection") -> None:
@@ -72,7 +77,7 @@ class SteadyPath:
         """Leave a connection to itself, whether it has joined or not."""
         self._connections.pop(fd, None)
 
-    def serve(self, ready: Ready, now: float) -> Ready:
+    def serve(self, ready: Ready, now: float) -> Ready:  # noqa: C901 - calls are what it saves.
         """Echo what those of a turn bring who are steady.
 
         Args:
@@ -82,6 +87,8 @@ class SteadyPath:
         Returns:
             The rest, which is to be handled by its sources.
         """
+        if len(ready) > _FEW or self._pool.share != UNDIVIDED:
+            self._divide(len(ready))
         connections, into = self._connections, self._into
         receive, send = self._receive, self._send
         run, reads = self._run, 0
@@ -121,6 +128,11 @@ class SteadyPath:
             self._note(run, reads)
             self._run = run
         return rest
+
+    def _divide(self, ready: int) -> None:
+        """Have each receive no more than its share of the turn."""
+        self._pool.divide(ready)
+        self._into = (self._shared[: self._pool.share],)
 
     def _note(self, run: Run, reads: int) -> None:
         """Count so many reads of such frames."""

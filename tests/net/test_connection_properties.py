@@ -308,7 +308,7 @@ class AnyKernel(RuleBasedStateMachine):
         self.pool.shared = memoryview(bytearray(shared))
         self.tally = Tally()
         steady = SteadyPath(
-            self.pool.shared,
+            self.pool,
             SETTINGS.max_frame_bytes,
             self.tally,
             self.kernel.readv,

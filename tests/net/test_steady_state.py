@@ -79,6 +79,8 @@ def test_memory_of_frames(serve: Serve, connections: int, together: int) -> None
     """Thousands of frames leave no object behind, and no container that has grown."""
     server = serve()
     clients = [server.connect() for _ in range(connections)]
+    for _ in range(17):
+        exchange(clients, 16)  # The counters of each connection are now past the small integers.
 
     def work() -> None:
         for _ in range(FRAMES // connections // together):

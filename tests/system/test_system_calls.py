@@ -1,8 +1,9 @@
 """How many system calls a frame costs a worker, counted by strace(1).
 
 Most of what a frame costs is spent in the kernel, so a call too many is what a slip in the hot path
-would look like. Calls are counted and not timed, and whatever the interleaving of worker and
-clients is, the bounds hold: a busy machine makes these tests slower and nothing else.
+would look like. Calls are counted and not timed. Clients send when the worker has gone to sleep, so
+that what it does in vain is not rewarded by a frame that has come meanwhile, and a busy machine
+makes these tests slower and nothing else.
 """
 
 import contextlib
@@ -44,6 +45,7 @@ class Trace:
     """
 
     def __init__(self, pid: int, path: Path) -> None:
+        self._pid = pid
         self._path = path
         self._began_at = time.monotonic()
         # Whether reading the clock takes a system call is up to the machine (vdso(7)).
@@ -59,19 +61,34 @@ class Trace:
         assert said.endswith(" attached\n"), said
         return self
 
+    def wait_for_sleep(self) -> None:
+        """Wait until the process has nothing more to do: it sleeps, and not for its tracer."""
+        stat = Path(f"/proc/{self._pid}/stat")
+        give_up_at = time.monotonic() + PATIENCE_SECONDS
+        while stat.read_text().rpartition(")")[2].split()[0] != "S":
+            assert time.monotonic() < give_up_at, "it never sleeps"
+
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
-        """Hold the process at its next call, or at the end of that in which it waits.
+        """Hold the process, once it sleeps, at the end of the call in which it does.
 
-        It stops there for its tracer, who is stopped as well. A signal to the process itself would
+        There it stops for its tracer, who is stopped as well. A signal to the process itself would
         end its wait, and nobody could tell when it has taken effect.
         """
+        self.wait_for_sleep()
         self._strace.send_signal(signal.SIGSTOP)
         os.waitid(os.P_PID, self._strace.pid, os.WSTOPPED)
         try:
             yield
         finally:
             self._strace.send_signal(signal.SIGCONT)
+
+    def exchange(self, client: EchoClient, data: bytes, times: int) -> None:
+        """Send frames so many times, and each time receive them when they have come back."""
+        for _ in range(times):
+            self.wait_for_sleep()
+            client.send(data)
+            assert client.receive(len(data)) == data
 
     def __exit__(
         self,
@@ -143,11 +160,8 @@ def test_an_idle_worker_only_wakes_up_for_its_heartbeat(busy: Busy) -> None:
 def test_a_frame_at_a_time(busy: Busy) -> None:
     """A frame on its own takes a wait, a receive and a send, and no change of interest."""
     rounds = 1000
-    client = busy.clients[0]
     with busy.trace() as trace:
-        for _ in range(rounds):
-            client.send(PING)
-            assert client.receive(len(PING)) == PING
+        trace.exchange(busy.clients[0], PING, rounds)
 
     trace.assert_frugal(rounds, 3.05)
 
@@ -170,11 +184,8 @@ def test_a_crowd_that_is_ready_at_once(busy: Busy) -> None:
 def test_frames_in_flight(busy: Busy) -> None:
     """Frames that a client sends together share a wait, a receive and a send."""
     rounds, depth = 200, 16
-    client = busy.clients[0]
     with busy.trace() as trace:
-        for _ in range(rounds):
-            client.send(PING * depth)
-            assert client.receive(len(PING) * depth) == PING * depth
+        trace.exchange(busy.clients[0], PING * depth, rounds)
 
     trace.assert_frugal(rounds * depth, 0.25, together=depth)
 
@@ -188,9 +199,7 @@ def test_large_frames(busy: Busy) -> None:
         client.send(large)
         assert client.receive(len(large)) == large
     with busy.trace() as trace:
-        for _ in range(rounds):
-            client.send(large)
-            assert client.receive(len(large)) == large
+        trace.exchange(client, large, rounds)
 
     # It comes in two segments, since those of loopback are a little shorter. One call sends both,
     # so both are there when the worker reads; a wait and a receive more for each that was alone.

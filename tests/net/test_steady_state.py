@@ -23,8 +23,8 @@ CONNECTIONS = 1_000
 
 MOST = 20
 """Objects, or entries of containers, that may be more afterwards, whatever was done. There are
-about five: the numbers that are compared, and counters that were so small before that Python had them
-anyway."""
+about five: the numbers that are compared, and counters that were so small before that Python had
+them anyway."""
 
 CLOCK_READINGS = 3
 """In a turn: how long to wait, what time it is, how long it took."""

@@ -35,6 +35,8 @@ tracer has come in between (restart_syscall(2))."""
 class Trace:
     """The system calls of a process, from the beginning of a block to its end.
 
+    Whoever is not root must be allowed to trace more than descendants (Yama's ``ptrace_scope``).
+
     Args:
         pid: the process.
         path: where strace writes.
@@ -187,7 +189,8 @@ def test_frames_in_flight(busy: Busy) -> None:
     with busy.trace() as trace:
         trace.exchange(busy.clients[0], PING * depth, rounds)
 
-    trace.assert_frugal(rounds * depth, 0.25, together=depth)
+    # Three calls for all of them; a fourth would make it a quarter of a call for each.
+    trace.assert_frugal(rounds * depth, 0.2, together=depth)
 
 
 def test_large_frames(busy: Busy) -> None:

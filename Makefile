@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run test lint types unit test-system storm test-deploy deb test-boot format clean
+.PHONY: help run test lint types unit test-system storm test-deploy bench deb test-boot format clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,10 @@ storm: $(VENV)/dev ## Run the daemon through reloads, kills and stops under load
 test-deploy: $(VENV)/dev ## Test what is around the daemon: Prometheus, HAProxy, manual pages
 	$(BIN)/python -m pytest -n auto tests/deploy tests/packaging
 
+bench: $(VENV)/bench ## Measure echoes, against asyncio and uvloop, and what idle connections cost
+	$(BIN)/python tests/bench/bench_echo.py
+	$(BIN)/python tests/bench/bench_pollers.py
+
 deb: ## Build the Debian packages into dist/ (as root)
 	packaging/build-deb
 
@@ -61,3 +65,8 @@ $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
 $(VENV)/dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@ $(VENV)/installed
+
+# There may be no uvloop for a platform: the benchmarks go on without it, and say so.
+$(VENV)/bench: $(VENV)/dev
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]' \
+		&& touch $@ || echo "uvloop could not be installed"

@@ -11,6 +11,7 @@ from lpechod.ops.config import Config, TlsConfig, dump_config
 from lpechod.ops.counters import Totals
 from lpechod.ops.metrics import DaemonCollector, Standing
 from lpechod.wire.states import CloseReason
+from tests.bench.bench_echo import WORKLOADS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -66,6 +67,17 @@ def test_the_metrics_table_is_the_collector() -> None:
         expected.append(f"| `{shown}` | {family.type} | {family.documentation} |")
 
     assert table_rows("Metrics") == expected
+
+
+def test_the_table_of_figures_is_of_the_benchmark() -> None:
+    """Each workload of the benchmark stands in the table, in order, with figures of each server."""
+    rows = [
+        [cell.strip() for cell in row.strip("|").split("|")] for row in table_rows("How fast it is")
+    ]
+
+    assert [row[0] for row in rows] == [workload.name for workload in WORKLOADS]
+    assert {len(row) for row in rows} == {7}
+    assert all(re.search(r"\d", cell) for row in rows for cell in row)
 
 
 def test_the_wire_table_names_every_reason_there_is() -> None:

@@ -23,10 +23,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.bench.bench_tls import PEERS, Server, installed, servers
 from tests.bench.clients import Kept, PingPong
 from tests.bench.crew import Crew
 from tests.bench.meters import CLIENTS_CPU, cpu_seconds, private_bytes, tree
+from tests.bench.servers import PEERS, Server, installed, servers
 
 PROCESSES = 2
 BURST_BYTES = 256 << 10
@@ -47,7 +47,7 @@ def memory(server: Server) -> int:
 def warm(name: str, connections: int) -> Iterator[tuple[Server, Crew]]:
     """Run a server, and warm it up with what is measured later, in small."""
     more = f"[limits]\nmax_connections = {connections + 100}\n[timeouts]\nhandshake = '1h'\n"
-    with servers([name], more) as up, Crew(PROCESSES, CLIENTS_CPU) as crew:
+    with servers([name], more, tls=True) as up, Crew(PROCESSES, CLIENTS_CPU) as crew:
         server = up[name]
         crew.prepare([PingPong(server.address, True, 10, BURST_BYTES, 0.2)] * PROCESSES)
         crew.begin()
@@ -61,7 +61,8 @@ def silent(name: str, connections: int) -> float:
     """Return bytes for each silent connection."""
     with warm(name, connections) as (server, crew):
         before = memory(server)
-        crew.prepare([Kept(server.address, False, connections // PROCESSES)] * PROCESSES)
+        job = Kept(server.address, True, connections // PROCESSES, silent=True)
+        crew.prepare([job] * PROCESSES)
         each = (memory(server) - before) / connections
         crew.begin()
         crew.stop()

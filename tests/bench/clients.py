@@ -13,7 +13,7 @@ Address = tuple[str, int]
 
 Stream = socket.socket | ssl.SSLSocket
 _HEADER = struct.Struct(">I")
-_NUMBERED = struct.Struct(">IQ")
+_NUMBER = struct.Struct(">Q")
 
 
 def client_context() -> ssl.SSLContext:
@@ -43,37 +43,41 @@ def connect(address: Address, context: ssl.SSLContext | None, window_bytes: int 
 
 
 class Echoing:
-    """A client that sends one frame at a time, each different, and compares what comes back.
+    """A client that sends frames, each different, and compares what comes back.
 
     Args:
         stream: its connection.
         body_bytes: size of the body of each frame; at least 8.
+        in_flight: how many frames are sent with one call, before their echoes are received.
     """
 
-    __slots__ = ("_frame", "_got", "_number", "_view", "stream")
+    __slots__ = ("_frames", "_got", "_number", "_offsets", "_view", "stream")
 
-    def __init__(self, stream: Stream, body_bytes: int) -> None:
+    def __init__(self, stream: Stream, body_bytes: int, in_flight: int = 1) -> None:
         self.stream = stream
         self._number = int.from_bytes(os.urandom(4), "big") << 32
-        self._frame = bytearray(_HEADER.pack(body_bytes) + os.urandom(body_bytes))
-        self._got = bytearray(len(self._frame))
+        frame = _HEADER.pack(body_bytes) + os.urandom(body_bytes)
+        self._frames = bytearray(frame * in_flight)
+        self._offsets = range(_HEADER.size, len(self._frames), len(frame))
+        self._got = bytearray(len(self._frames))
         self._view = memoryview(self._got)
 
     def send(self) -> None:
-        """Send the next frame."""
-        self._number += 1
-        _NUMBERED.pack_into(self._frame, 0, len(self._frame) - _HEADER.size, self._number)
-        self.stream.sendall(self._frame)
+        """Send the next frames."""
+        for offset in self._offsets:
+            self._number += 1
+            _NUMBER.pack_into(self._frames, offset, self._number)
+        self.stream.sendall(self._frames)
 
     def receive(self) -> None:
-        """Receive its echo."""
+        """Receive their echoes."""
         have, size = 0, len(self._got)
         while have < size:
             count = self.stream.recv_into(self._view[have:] if have else self._view)
             if not count:
                 raise AssertionError(f"the stream ended after {have} of {size} bytes")
             have += count
-        if self._got != self._frame:
+        if self._got != self._frames:
             raise AssertionError("a bad echo")
 
     def echo(self) -> None:
@@ -91,10 +95,11 @@ class Timed:
 
 @dataclass(frozen=True, slots=True)
 class PingPong:
-    """Clients each of which has one frame under way.
+    """Clients each of which has so many frames under way, one unless it is told otherwise.
 
     One process serves its clients in turn, sending for all before it receives for any, on blocking
-    sockets: nothing costs a client less. So a latency includes the wait for those before it.
+    sockets: nothing costs a client less. So a latency includes the wait for those before it, and
+    is the same for all frames that are under way on one connection.
     """
 
     address: Address
@@ -102,16 +107,17 @@ class PingPong:
     connections: int
     body_bytes: int
     seconds: float
+    in_flight: int = 1
 
     def run(self, signals: Signals) -> Timed:
         """Connect, echo for some seconds, and return latencies."""
         context = client_context() if self.tls else None
         streams = [connect(self.address, context) for _ in range(self.connections)]
-        clients = [Echoing(stream, self.body_bytes) for stream in streams]
+        clients = [Echoing(stream, self.body_bytes, self.in_flight) for stream in streams]
         for client in clients * 3:
             client.echo()
         signals.ready()
-        latencies = []
+        latencies: list[float] = []
         clock = time.perf_counter
         end = clock() + self.seconds
         while clock() < end:
@@ -121,10 +127,42 @@ class PingPong:
                 client.send()
             for client, at in zip(clients, began, strict=True):
                 client.receive()
-                latencies.append(clock() - at)
+                latencies += (clock() - at,) * self.in_flight
         signals.ready()  # The end of the connections is not to be measured.
         for stream in streams:
             stream.close()
+        return Timed(latencies)
+
+
+@dataclass(frozen=True, slots=True)
+class Churn:
+    """Clients that connect, echo one frame and close, so many at a time, again and again."""
+
+    address: Address
+    tls: bool
+    connections: int
+    body_bytes: int
+    seconds: float
+
+    def run(self, signals: Signals) -> Timed:
+        """Go on for some seconds, and return the times from connect(2) to the echo."""
+        context = client_context() if self.tls else None
+        signals.ready()
+        latencies = []
+        clock = time.perf_counter
+        end = clock() + self.seconds
+        while clock() < end:
+            under_way = []
+            for _ in range(self.connections):
+                at = clock()
+                client = Echoing(connect(self.address, context), self.body_bytes)
+                client.send()
+                under_way.append((client, at))
+            for client, at in under_way:
+                client.receive()
+                latencies.append(clock() - at)
+                client.stream.close()
+        signals.ready()
         return Timed(latencies)
 
 
@@ -177,23 +215,28 @@ class Kept:
 
     Args:
         address: the server's.
-        tls: whether they shake hands and echo a few bytes, or never send anything.
+        tls: whether they speak TLS.
         connections: how many.
         burst_bytes: size of a body that each echoes, one after the other, at a further signal.
+        silent: whether they never send anything, not even a handshake, instead of echoing a little.
     """
 
     address: Address
     tls: bool
     connections: int
     burst_bytes: int = 0
+    silent: bool = False
 
     def run(self, signals: Signals) -> None:
         """Connect; burst when all have done so; wait, and close."""
-        context = client_context() if self.tls else None
+        context = client_context() if self.tls and not self.silent else None
         streams = [connect(self.address, context) for _ in range(self.connections)]
-        if self.tls:
-            for stream in streams:
-                Echoing(stream, 8).echo()
+        if not self.silent:
+            clients = [Echoing(stream, 8) for stream in streams]
+            for client in clients:
+                client.send()
+            for client in clients:
+                client.receive()
         signals.ready()
         if self.burst_bytes:
             for stream in streams:

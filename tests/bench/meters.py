@@ -1,7 +1,9 @@
 """What a benchmark reads off processes, and where it has them run."""
 
 import contextlib
+import importlib.metadata
 import os
+import platform
 import re
 import statistics
 from collections.abc import Iterator, Sequence
@@ -11,6 +13,18 @@ from tests.system.daemon import children
 
 SERVERS_CPU, CLIENTS_CPU = min(os.sched_getaffinity(0)), max(os.sched_getaffinity(0))
 """Apart if there is more than one: what clients compute then takes nothing from a server."""
+
+
+def surroundings() -> str:
+    """Return in one line what the figures depend on beside the servers."""
+    found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    congestion = Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
+    parts = [f"Python {platform.python_version()}"]
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        parts.append(f"uvloop {importlib.metadata.version('uvloop')}")
+    parts.append(f"Linux {platform.release()}, {congestion}")
+    parts.append(f"{os.cpu_count()} CPUs, {found[1] if found else platform.machine()}")
+    return "; ".join(parts)
 
 
 def tree(pid: int) -> Iterator[int]:

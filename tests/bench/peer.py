@@ -1,11 +1,12 @@
-"""An echo server with TLS on asyncio or uvloop, for comparison; prints its port.
+"""An echo server on asyncio or uvloop, for comparison; prints its port.
 
-    python tests/bench/tls_peer.py LOOP KIND CERTIFICATE KEY
+    python tests/bench/peer.py LOOP KIND [CERTIFICATE KEY]
 
-LOOP is ``asyncio`` or ``uvloop``. KIND is ``protocol`` or ``buffered``: `asyncio.Protocol` gets new
-bytes objects, `asyncio.BufferedProtocol` has its own buffer filled. Both do what a careful user
-would: whole frames are written with one call, and a frame in part is gathered without copying it
-again for each piece. Neither has limits, time-outs, metrics or back-pressure.
+With a certificate it speaks TLS. LOOP is ``asyncio`` or ``uvloop``. KIND is ``protocol`` or
+``buffered``: `asyncio.Protocol` gets new bytes objects, `asyncio.BufferedProtocol` has its own
+buffer filled. Both do what a careful user would: whole frames are written with one call, and a
+frame in part is gathered without copying it again for each piece. Neither has limits, time-outs,
+metrics or back-pressure.
 """
 
 import asyncio
@@ -102,10 +103,12 @@ class BufferedEcho(asyncio.BufferedProtocol, Frames):
             self.have = have - end
 
 
-async def serve(kind: str, certificate: str, key: str) -> None:
+async def serve(kind: str, *certificate_and_key: str) -> None:
     """Serve for ever."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
+    context = None
+    if certificate_and_key:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*certificate_and_key)
     factory: Callable[[], asyncio.BaseProtocol] = Echo if kind == "protocol" else BufferedEcho
     server = await asyncio.get_running_loop().create_server(
         factory, "127.0.0.1", 0, ssl=context, backlog=4096

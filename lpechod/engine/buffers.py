@@ -16,7 +16,7 @@ RECEIVE_BYTES = 256 * 1024
 """What one connection may receive in one turn: large enough that calls into the kernel weigh
 little, small enough to stay in the second-level cache and to give the other connections a turn."""
 
-TURN_BYTES = 8 * 1024 * 1024
+TURN_BYTES = 4 * 1024 * 1024
 """What all that are ready may receive in one turn, some milliseconds of copying, if there are more
 than each could have `RECEIVE_BYTES` of. Otherwise 256 of them could hold up the next turn, and all
 who are in it, for a third of a second."""

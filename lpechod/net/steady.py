@@ -90,6 +90,8 @@ class SteadyPath:
         if len(ready) > _FEW or self._pool.share != UNDIVIDED:
             self._divide(len(ready))
         connections, into = self._connections, self._into
+        if not connections:
+            return ready
         receive, send = self._receive, self._send
         run, reads = self._run, 0
         size, headers, expected, echo = run.size, run.headers, run.expected, run.echo

@@ -5,9 +5,10 @@ import os
 import resource
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tests.bench.clients import Address, Echoing, Timed
+from tests.bench.clients import Address, Echoing, Timed, connect
 from tests.bench.crew import Signals
 from tests.bench.meters import tree
 
@@ -44,7 +45,7 @@ def put_first(pid: int) -> None:
             os.sched_setscheduler(each, os.SCHED_RR, os.sched_param(1))
 
 
-def end(streams: list[socket.socket]) -> None:
+def end(streams: Sequence[socket.socket]) -> None:
     """End streams in good order: half-close, and demand the end of the other side, not a reset."""
     for stream in streams:
         stream.shutdown(socket.SHUT_WR)
@@ -144,3 +145,48 @@ class Active:
                 client.echo()
                 latencies.append(clock() - begin)
                 due += step
+
+
+@dataclass(frozen=True, slots=True)
+class Pipelined:
+    """Clients each of which has some frames under way, sent at once.
+
+    As in `tests.bench.clients.PingPong`, one process sends for all of them before it receives for
+    any, on blocking sockets; it takes no times, and sends all frames of a client with one call.
+    """
+
+    address: Address
+    connections: int
+    body_bytes: int
+    in_flight: int
+    seconds: float
+
+    def run(self, signals: Signals) -> int:
+        """Connect, echo for some seconds, and return how many frames were verified."""
+        streams = [connect(self.address, None) for _ in range(self.connections)]
+        sent = [self._frames() for _ in streams]
+        got = bytearray(len(sent[0]))
+        for stream, frames in zip(streams, sent, strict=True):
+            stream.sendall(frames)
+            _verify(stream, frames, got)
+        signals.ready()
+        count = 0
+        until = time.perf_counter() + self.seconds
+        while time.perf_counter() < until:
+            for stream, frames in zip(streams, sent, strict=True):
+                stream.sendall(frames)
+            for stream, frames in zip(streams, sent, strict=True):
+                _verify(stream, frames, got)
+            count += len(streams) * self.in_flight
+        signals.ready()  # The end of the connections is not to be measured.
+        end(streams)
+        return count
+
+    def _frames(self) -> bytes:
+        header = self.body_bytes.to_bytes(4, "big")
+        return b"".join(header + os.urandom(self.body_bytes) for _ in range(self.in_flight))
+
+
+def _verify(stream: socket.socket, sent: bytes, got: bytearray) -> None:
+    if stream.recv_into(got, len(got), socket.MSG_WAITALL) != len(got) or got != sent:
+        raise AssertionError("a bad echo, or the end of the stream")

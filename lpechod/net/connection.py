@@ -108,7 +108,7 @@ class Connection(Timer):
         handshakes: Sequence[Handshake] = (),
     ) -> None:
         Timer.__init__(self)  # super() costs as much as all of the attributes below.
-        self._handshakes = handshakes
+        self._handshakes = tuple(handshakes)  # Mostly empty, and then no object of its own.
         self._greeter = Greeter(self) if handshakes else None
         self._transport = transport
         self._loop = loop

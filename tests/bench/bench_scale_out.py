@@ -59,7 +59,8 @@ def place(it: Daemon, *, spread: bool) -> None:
     if spread:
         for worker, cpu in zip(it.workers(), sorted(os.sched_getaffinity(0)), strict=False):
             pin(worker, cpu)
-    put_first(it.pid)
+    else:
+        put_first(it.pid)  # Beside the load it would interrupt that for each single frame.
 
 
 def measure(crew: Crew, it: Daemon, load: tuple[int, int, int], seconds: float) -> Round:

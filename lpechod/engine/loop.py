@@ -54,8 +54,8 @@ class Loop:
     Attributes:
         turns: how many turns it has made.
         ready: what woke the latest turn: descriptors with their masks.
-        shortcut: if set, it is given these events first, with the time, and returns those that it
-            leaves to their sources.
+        shortcut: if set, it is given these first, the number of all that the turn will call, and
+            the time; it returns those that it leaves to their sources.
     """
 
     __slots__ = (
@@ -87,7 +87,7 @@ class Loop:
         self.edge_triggered = poller.edge_triggered
         self._clock = clock
         self._on_turn = on_turn
-        self.shortcut: Callable[[Ready, float], Ready] | None = None
+        self.shortcut: Callable[[Ready, int, float], Ready] | None = None
         self._sources: dict[int, Source] = {}
         self._again: dict[Source, int] = {}
         self._closing: list[Closing] = []
@@ -105,8 +105,8 @@ class Loop:
         events = len(ready) + len(again)
         self.turns += 1
         now = self.now = self._clock()
-        if ready and self.shortcut is not None:
-            ready = self.shortcut(ready, now)
+        if events and self.shortcut is not None:
+            ready = self.shortcut(ready, events, now)
         if ready:
             self._dispatch(ready, now)
         if again:

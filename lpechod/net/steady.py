@@ -77,23 +77,20 @@ class SteadyPath:
         """Leave a connection to itself, whether it has joined or not."""
         self._connections.pop(fd, None)
 
-    def serve(self, ready: Ready, now: float) -> Ready:  # noqa: C901 - calls are what it saves.
-        """Echo what those of a turn bring who are steady.
+    def serve(self, ready: Ready, crowd: int, now: float) -> Ready:  # noqa: C901 - calls are what it saves.
+        """Echo what those of a turn bring who are steady, and return the events of all others.
 
         Args:
             ready: descriptors that are ready, with their masks.
+            crowd: how many share the turn: these, and those who have asked for it.
             now: the loop's time, in seconds.
-
-        Returns:
-            The rest, which is to be handled by its sources.
         """
-        if len(ready) > _FEW or self._pool.share != UNDIVIDED:
-            self._divide(len(ready))
-        connections, into = self._connections, self._into
+        if crowd > _FEW or self._pool.share != UNDIVIDED:
+            self._divide(crowd)
+        connections, receive, send = self._connections, self._receive, self._send
         if not connections:
             return ready
-        receive, send = self._receive, self._send
-        run, reads = self._run, 0
+        run, reads, into = self._run, 0, self._into
         size, headers, expected, echo = run.size, run.headers, run.expected, run.echo
         rest: Ready = []
         for fd, mask in ready:
@@ -131,9 +128,9 @@ class SteadyPath:
             self._run = run
         return rest
 
-    def _divide(self, ready: int) -> None:
+    def _divide(self, crowd: int) -> None:
         """Have each receive no more than its share of the turn."""
-        self._pool.divide(ready)
+        self._pool.divide(crowd)
         self._into = (self._shared[: self._pool.share],)
 
     def _note(self, run: Run, reads: int) -> None:

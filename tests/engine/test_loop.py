@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from lpechod.engine.loop import TICKS_PER_SECOND, Loop
-from lpechod.engine.poller import READABLE, WRITABLE, open_poller
+from lpechod.engine.poller import READABLE, WRITABLE, Ready, open_poller
 from tests.engine.conftest import Pairs
 from tests.engine.stage import Actor, Stage, fd_of
 from tests.fake_time import FakeClock, FakeTimePoller
@@ -31,6 +31,23 @@ class TestTurn:
             ("closing", "close"),
         ]
         assert len(stage.turns) == 1
+
+    def test_shortcut(self, stage: Stage, ready: Callable[..., Actor]) -> None:
+        """Who is set as the shortcut is given what is ready first, and sources have the rest."""
+        given: list[tuple[int, float]] = []
+
+        def take_the_first(events: Ready, crowd: int, now: float) -> Ready:
+            given.append((crowd, now))
+            return events[1:]
+
+        ready("first")
+        ready("second")
+        stage.loop.again(Actor(stage, "again"), 0)
+        stage.loop.shortcut = take_the_first
+        stage.loop.turn()
+
+        assert given == [(3, 1000.0)]
+        assert [entry[0] for entry in stage.journal] == ["second", "again"]
 
     def test_one_time_for_all(self, stage: Stage, ready: Callable[..., Actor]) -> None:
         """Time is read when the wait returns; however slow a handler is, all are told the same."""

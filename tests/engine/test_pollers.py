@@ -118,13 +118,14 @@ class TestEveryPoller:
         poller.register(ours.fileno(), READABLE)
         assert poller.poll(0.0) == [(ours.fileno(), READABLE)]
 
-    def test_reused_number(self, poller: Poller, unix_pair: Pairs) -> None:
-        """A number that comes back after unregister and close stands for its new file only."""
+    @pytest.mark.parametrize("forgotten", [False, True])
+    def test_reused_number(self, poller: Poller, unix_pair: Pairs, *, forgotten: bool) -> None:
+        """A number that comes back once it was given up and closed stands for its new file only."""
         ours, theirs = unix_pair()
         fd = ours.fileno()
         theirs.send(b"frame")
         poller.register(fd, READABLE | WRITABLE)
-        poller.unregister(fd)
+        (poller.forget if forgotten else poller.unregister)(fd)
         ours.close()
         fresh, other = unix_pair()
         assert fresh.fileno() == fd

@@ -218,7 +218,7 @@ class Sockets:
         listener = Listener(listening)
         foreign = name != descriptor_name(listener.name)
         if taker.address.kind == "unix" and not foreign:
-            listener = Listener(listening, taker.address.path)
+            listener = Listener(listener.socket, taker.address.path)
         address = str(taker.address)
         for bound in self.bound:
             if bound.address == address:

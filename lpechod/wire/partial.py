@@ -53,7 +53,9 @@ class PartialFrame:
     ) -> "PartialFrame | None":
         """Copy what has been received into a buffer of its own; None if there is no memory."""
         have = len(received)
-        buffer = buffers.acquire(have, owner)
+        # A byte more, as there is more to come: a read that has filled the receive buffer would
+        # fill this one, too, and all of it be copied once more, into the next larger.
+        buffer = buffers.acquire(max(have, min(need, have + 1)), owner)
         if buffer is None:
             return None
         buffer[:have] = received

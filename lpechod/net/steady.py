@@ -6,7 +6,7 @@ No object stands between the two calls into the kernel. Layers of calls for each
 connection, transport, protocol) were measured at a fifth of all that a small frame costs; what is
 counted for each is counted once for all of a turn where it can be.
 
-Whatever else a read brings (several frames, a part of one, an end, an error) goes the way of all
+Whatever else a read brings (mixed frames, a part of one, an end, an error) goes the way of all
 other connections, through `Connection` and `EchoProtocol`. Invariants:
 
 - a connection is in here exactly while its protocol is steady and it waits for nothing but bytes;

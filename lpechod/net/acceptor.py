@@ -13,7 +13,6 @@ suspended and does not give way; each of the three changes without regard to the
 """
 
 import errno
-import socket
 from collections.abc import Callable, Collection
 
 from lpechod.engine.loop import Loop
@@ -63,7 +62,8 @@ class Acceptor(Timer):
 
     Args:
         listeners: where to accept from; closed by `drain`.
-        welcome: called with each accepted socket, the peer's address and the listener's name.
+        welcome: called with the descriptor of each connection, which is its own from then on, the
+            peer's address and the listener's name.
         counts: where to count what could not be accepted.
         loop: where to wait.
         log: gets one line when accepting is suspended and one when it goes on.
@@ -87,7 +87,7 @@ class Acceptor(Timer):
     def __init__(
         self,
         listeners: list[Listener],
-        welcome: Callable[[socket.SocketType, object, str], None],
+        welcome: Callable[[int, object, str], None],
         counts: ConnectionCounts,
         loop: Loop,
         log: EventLog,
@@ -227,7 +227,7 @@ class Acceptor(Timer):
     def _accept_one(self, listener: Listener) -> bool:
         """Accept a connection; False when there is no point in trying on."""
         try:
-            client, peer = listener.socket.accept_plain()
+            fd, peer = listener.socket.accept_descriptor()
         except BlockingIOError:
             return False
         except OSError as error:
@@ -238,7 +238,7 @@ class Acceptor(Timer):
                 raise
             self.suspend(_EXHAUSTED[error.errno])
             return False
-        self._welcome(client, peer, listener.name)
+        self._welcome(fd, peer, listener.name)
         return True
 
 

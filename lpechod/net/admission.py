@@ -75,7 +75,16 @@ class Admission:
         active: how many are in.
     """
 
-    __slots__ = ("_by_prefix", "_clients", "_limits", "_prefixes", "_rate", "active", "others")
+    __slots__ = (
+        "_by_prefix",
+        "_clients",
+        "_limits",
+        "_limits_clients",
+        "_prefixes",
+        "_rate",
+        "active",
+        "others",
+    )
 
     def __init__(
         self,
@@ -87,6 +96,7 @@ class Admission:
         self._clients = clients
         self._prefixes = ClientPrefixes(limits.ipv4_prefix_bits, limits.ipv6_prefix_bits)
         self._by_prefix: dict[bytes, int] = {}
+        self._limits_clients = bool(limits.max_connections_per_ip or limits.connection_rate)
         self._rate: RateLimit | None = None
         if limits.connection_rate:
             self._rate = RateLimit(limits.connection_rate, limits.connection_burst)
@@ -113,10 +123,12 @@ class Admission:
         Returns:
             None, or the limit that is reached (one of `lpechod.net.counts.REJECT_REASONS`).
         """
-        refusal = self.enter()
-        if refusal is None and (refusal := self.identify(host, now)) is not None:
-            self.active -= 1
-        return refusal
+        if self.active + self.others() >= self._limits.max_connections:
+            return "max_connections"
+        if self._limits_clients and (refusal := self.identify(host, now)) is not None:
+            return refusal
+        self.active += 1
+        return None
 
     def enter(self) -> str | None:
         """Count a connection in whose client is not known yet; see `admit`."""
@@ -128,7 +140,7 @@ class Admission:
     def identify(self, host: str | None, now: float = 0.0) -> str | None:
         """Count a client that is in by now among those of its address; see `admit`."""
         per_ip = self._limits.max_connections_per_ip
-        if host is None or not (per_ip or self._rate):
+        if host is None or not self._limits_clients:
             return None
         prefix = self._prefixes.of(host)
         count = self._by_prefix.get(prefix, 0)

@@ -59,6 +59,9 @@ class Host(Protocol):
 class Connection(Timer):
     """One client.
 
+    Whoever keeps it calls `on_deadline` once, not later than that could be due; from then on its
+    timer files itself.
+
     Args:
         transport: its stream; closed with the connection.
         loop: where it lives.
@@ -128,7 +131,6 @@ class Connection(Timer):
         self._register()
         if self._greeter is not None:
             loop.hand_over(transport.fd, self._greeter)
-        loop.hasten(self, self.protocol.next_deadline())
 
     def on_ready(self, mask: int, now: float) -> None:
         """Receive, echo and send as far as the descriptor is ready for it."""
@@ -389,5 +391,6 @@ class Connection(Timer):
 
     def _finish(self) -> None:
         self._interest = 0
-        self._loop.cancel(self)
+        if self.filed:
+            self._loop.cancel(self)
         self._loop.defer_close(self)

@@ -1,7 +1,7 @@
 """Whom a listener lets in, and by whose word."""
 
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lpechod.net.networks import AccessList
 
@@ -17,11 +17,17 @@ class Entrance:
         proxies: who may connect to speak for clients, each with a PROXY header; then `access` is
             about those clients. None: clients connect by themselves.
         tls: what to do a TLS handshake by, after the PROXY header if there is one. None: no TLS.
+        is_plain: whether connections begin with their first frame.
     """
 
     access: AccessList = EVERYBODY
     proxies: AccessList | None = None
     tls: ssl.SSLContext | None = None
+    is_plain: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        plain = self.proxies is None and self.tls is None
+        object.__setattr__(self, "is_plain", plain)  # Frozen, and asked for each connection.
 
 
 OPEN_TO_ALL = Entrance()

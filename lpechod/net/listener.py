@@ -52,22 +52,15 @@ class ListenError(Exception):
 
 
 class ListeningSocket(socket.socket):
-    """A listening socket that can do with plain objects for what it accepts.
+    """A listening socket that makes no object of what it accepts.
 
-    Of the time that `socket.socket.accept` takes, accept(2) is a third. The rest makes an object of
-    that class in Python, with enumerations for its family and its type.
+    Of the time that `socket.socket.accept` takes, accept(2) is a third. The rest makes an object in
+    Python, with enumerations for its family and its type.
     """
 
-    def __init__(
-        self, family: int = -1, kind: int = -1, proto: int = -1, fileno: int | None = None
-    ) -> None:
-        super().__init__(family, kind, proto, fileno)
-        self._kind = int(self.family), int(self.type), self.proto
-
-    def accept_plain(self) -> tuple[socket.SocketType, object]:
-        """Accept a connection, and return its socket and the peer's address; see accept(2)."""
-        fd, peer = self._accept()  # type: ignore[attr-defined]  # What `accept` calls.
-        return socket.SocketType(*self._kind, fd), peer
+    def accept_descriptor(self) -> tuple[int, object]:
+        """Accept a connection, and return its descriptor and the peer's address; see accept(2)."""
+        return self._accept()  # type: ignore[attr-defined,no-any-return]  # What `accept` calls.
 
 
 class Listener:

@@ -5,7 +5,7 @@ import socket
 from lpechod.engine.loop import Source
 from lpechod.engine.poller import READABLE
 from lpechod.net.handshake import HandshakeError
-from lpechod.net.transport import translated
+from lpechod.net.transport import PlainTransport, translated
 from lpechod.wire.proxy import MAX_HEADER_BYTES, ProxyError, ProxyHeader
 from lpechod.wire.states import CloseReason
 
@@ -56,3 +56,22 @@ class ProxyHandshake:
         """The client's address as the proxy tells it; None if it speaks for itself."""
         source = self._header.source
         return None if source is None else (source.host, source.port)
+
+
+class ProxiedTransport(PlainTransport):
+    """The stream behind a PROXY header, which is received from a socket object.
+
+    Args:
+        connected: the socket; made non-blocking here and owned from now on.
+    """
+
+    __slots__ = ("_socket",)
+
+    def __init__(self, connected: socket.SocketType) -> None:
+        super().__init__(connected.fileno())
+        connected.setblocking(False)  # The object has a time-out of its own besides.
+        self._socket = connected
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()

@@ -1,13 +1,12 @@
 """All connections of a worker: admits, keeps, drains and counts them."""
 
-import math
+import os
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from lpechod.engine.buffers import BufferPool
-from lpechod.engine.loop import TICKS_PER_SECOND, Loop
-from lpechod.engine.wheel import Timer
+from lpechod.engine.loop import Loop
 from lpechod.net.admission import (
     ALONE,
     Admission,
@@ -19,35 +18,22 @@ from lpechod.net.admission import (
 from lpechod.net.budget import MemoryBudget
 from lpechod.net.connection import Connection
 from lpechod.net.counts import ConnectionCounts
+from lpechod.net.drain import Drain
 from lpechod.net.edge import EdgeConnection
 from lpechod.net.entrance import OPEN_TO_ALL, Entrance
 from lpechod.net.eventlog import EventLog
 from lpechod.net.handshake import Handshake, HandshakeError
 from lpechod.net.handshakegate import HandshakeGate
+from lpechod.net.newcomers import Newcomers
 from lpechod.net.overload import Overload
-from lpechod.net.proxied import ProxyHandshake
+from lpechod.net.proxied import ProxiedTransport, ProxyHandshake
 from lpechod.net.steady import SteadyConnection, SteadyPath
 from lpechod.net.tls import TlsHandshake, TlsTransport
 from lpechod.net.tlsconnection import TlsConnection
 from lpechod.net.transport import PlainTransport, StreamError, Transport
 from lpechod.wire.settings import EchoSettings
-from lpechod.wire.states import CloseReason, State
+from lpechod.wire.states import CloseReason
 from lpechod.wire.tally import Tally
-
-_DRAINS_PER_TURN = 256
-"""Connections told to drain in one turn: some milliseconds, in which the others wait."""
-
-_DRAINS_PER_BATCH_MIN = 10
-"""Connections told to drain in a tenth of a second at least: so few may well come back at once."""
-
-_DRAIN_WINDOW = 1 / 3
-"""Part of the drain time over which connections are told, so that a thousand clients do not come
-back in the same instant (HAProxy's ``close-spread-time``). Two thirds are left to those told last,
-to come to a frame boundary."""
-
-_DRAIN_GREETING_SECONDS = 1.0
-"""Age up to which a connection that has sent nothing yet is not told: its first frame is mostly on
-its way, and a client that connects during a reload should not have done so in vain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +69,7 @@ class EchoService:
         "_kind",
         "_log",
         "_loop",
+        "_newcomers",
         "_numbers",
         "_settings",
         "admission",
@@ -115,7 +102,8 @@ class EchoService:
         self.admission = Admission(settings.admission, others, clients)
         self._numbers = 0
         self._kind = EdgeConnection if loop.edge_triggered else SteadyConnection
-        self._drain = _Drain(loop)
+        self._drain = Drain(loop)
+        self._newcomers = Newcomers(loop)
         self.draining = False
         self.tally = tally
         self.counts = ConnectionCounts()
@@ -141,11 +129,11 @@ class EchoService:
     def others(self, others: Callable[[], int]) -> None:
         self.admission.others = others
 
-    def welcome(self, client: socket.SocketType, peer: object, listener: str) -> None:
+    def welcome(self, fd: int, peer: object, listener: str) -> None:
         """Serve a connection, or close it because a limit is reached.
 
         Args:
-            client: a connected socket, fresh from accept(2); owned from now on.
+            fd: descriptor of a connected socket, fresh from accept(2); owned from now on.
             peer: its address as accept(2) gave it. Never asked for again: getpeername(2) fails on a
                 connection that is already reset.
             listener: name of the listener.
@@ -154,54 +142,53 @@ class EchoService:
         entrance = self._entrances.get(listener, OPEN_TO_ALL)
         refusal = self._screen(entrance, host)
         if refusal is not None:
-            client.close()
+            os.close(fd)
             self._note_rejection(peer, listener, refusal)
             return
-        if entrance.proxies is not None:
-            host = None
+        kind: type[Connection] = self._kind
+        transport: Transport
+        handshakes: tuple[Handshake, ...] = ()
+        if entrance.is_plain:
+            transport = PlainTransport(fd)
+        else:
+            transport, handshakes = self._furnish(fd, entrance)
+            if entrance.tls is not None:
+                kind = TlsConnection
+            if entrance.proxies is not None:
+                host = None
+        self._numbers = number = self._numbers + 1
+        connection: Connection | None = None
         try:
-            connection = self._connect(client, peer, listener, entrance)
+            connection = kind(
+                transport, self._loop, self._settings.echo, self.pool, self.tally, number, peer,
+                listener, self, handshakes,
+            )  # fmt: skip
         except (OSError, ValueError) as error:
             # The poller is full: epoll_ctl(2) ENOSPC or ENOMEM, a descriptor past FD_SETSIZE.
-            self.admission.leave(host)
-            client.close()
             self._note_rejection(peer, listener, "other", error=str(error))
             return
+        finally:
+            if connection is None:  # A defect, too, must not cost the descriptor.
+                self.admission.leave(host)
+                transport.close()
         connection.account = host
-        self._numbers += 1
         self.counts.accepted += 1
         self.connections.add(connection)
+        self._newcomers.add(connection)
         self.on_count(len(self.connections))
         if self.draining:
             self._drain.hurry(connection)
 
-    def _connect(
-        self, client: socket.SocketType, peer: object, listener: str, entrance: Entrance
-    ) -> Connection:
-        """Put a connection together, with all that its listener demands."""
-        kind: type[Connection] = self._kind
-        transport: Transport
-        handshakes: list[Handshake] = []
+    def _furnish(self, fd: int, entrance: Entrance) -> tuple[Transport, tuple[Handshake, ...]]:
+        """Give a connection what its listener demands, other than plain frames."""
+        client = socket.SocketType(fileno=fd)
+        greetings: tuple[Handshake, ...] = ()
         if entrance.proxies is not None:
-            handshakes.append(ProxyHandshake(client))
+            greetings = (ProxyHandshake(client),)
         if entrance.tls is None:
-            transport = PlainTransport(client)
-        else:
-            kind = TlsConnection
-            transport = tls = TlsTransport(client, entrance.tls)
-            handshakes.append(TlsHandshake(tls, self._gate, self.counts.tls_handshakes))
-        return kind(
-            transport,
-            self._loop,
-            self._settings.echo,
-            self.pool,
-            self.tally,
-            self._numbers + 1,
-            peer,
-            listener,
-            self,
-            handshakes,
-        )
+            return ProxiedTransport(client), greetings
+        tls = TlsTransport(client, entrance.tls)
+        return tls, (*greetings, TlsHandshake(tls, self._gate, self.counts.tls_handshakes))
 
     def _screen(self, entrance: Entrance, host: str | None) -> str | None:
         """Count in whoever has connected, or say why not; of a proxy, the client is yet to come."""
@@ -277,6 +264,7 @@ class EchoService:
     def on_closed(self, connection: Connection) -> None:
         """Count a connection that has ended, and log its one line."""
         self.connections.discard(connection)
+        self._newcomers.discard(connection)
         self.admission.leave(connection.account)
         protocol = connection.protocol
         reason = protocol.close_reason or CloseReason.INTERNAL_ERROR
@@ -302,81 +290,3 @@ class EchoService:
     def on_defect(self, connection: Connection, error: Exception) -> None:
         """Log an error that is a defect of ours."""
         self._log.error("connection_failed", connection=connection.number, exc_info=error)
-
-
-class _Drain(Timer):
-    """Tells connections to drain: a batch at once, and one with each tick of the loop's wheel.
-
-    Within one drain the order is none in particular, that of a set. Those not told yet are served
-    as usual, and one that ends by itself meanwhile leaves its place in the batch to another; so
-    does one that is too young.
-    A defect is passed on to the loop's owner: a drain that stops half-way would never end.
-    """
-
-    __slots__ = ("_batch", "_due", "_loop", "_until", "_untold", "_young")
-
-    def __init__(self, loop: Loop) -> None:
-        super().__init__()
-        self._loop = loop
-        self._untold: list[Connection] = []
-        self._young: list[Connection] = []
-        self._until = 0.0
-        self._batch = 0
-        self._due = 0
-
-    def begin(self, connections: Iterable[Connection], until: float) -> None:
-        """Tell connections, spread over `_DRAIN_WINDOW` of the time that is left."""
-        self._untold = list(connections)
-        self._young = []
-        self._until = until
-        window = (until - self._loop.now) * _DRAIN_WINDOW
-        ticks = max(1, round(window * TICKS_PER_SECOND))
-        self._batch = max(_DRAINS_PER_BATCH_MIN, math.ceil(len(self._untold) / ticks))
-        self._due = self._batch
-        self._loop.again(self, 0)
-        self._loop.schedule(self, self._loop.now)
-
-    def hurry(self, connection: Connection) -> None:
-        """Tell a connection that came after `begin`, in the next turn."""
-        self._untold.append(connection)
-        self._due += 1
-        self._loop.again(self, 0)
-        if not self.filed:
-            self._loop.schedule(self, self._loop.now)
-
-    def on_deadline(self, now: float) -> None:
-        """Tell the next batch; all that are left, if the process was stopped for so long."""
-        self._untold += self._young
-        self._young = []
-        if self._untold:
-            self._due = len(self._untold) if now >= self._until else self._due + self._batch
-            # The next tick: a whole tick from now is the one after that, since now is past a tick.
-            self._loop.schedule(self, now)
-            self.on_ready(0, now)
-
-    def on_ready(self, _mask: int, now: float) -> None:
-        """Tell as many as are due, `_DRAINS_PER_TURN` at most."""
-        told = 0
-        while self._untold and self._due and told < _DRAINS_PER_TURN:
-            connection = self._untold.pop()
-            if connection.protocol.state is State.CLOSED:
-                continue
-            if self._is_young(connection, now):
-                self._young.append(connection)
-                continue
-            self._due -= 1
-            told += 1
-            try:
-                connection.drain(self._until, now)
-            except Exception as error:  # noqa: BLE001 - a defect ends its own connection only.
-                connection.on_failure(error, now)
-        if self._untold:
-            if self._due:
-                self._loop.again(self, 0)
-        elif not self._young:
-            self._due = 0
-            self._loop.cancel(self)
-
-    def _is_young(self, connection: Connection, now: float) -> bool:
-        of_age_at = min(connection.opened_at + _DRAIN_GREETING_SECONDS, self._until)
-        return now < of_age_at and not connection.protocol.received_bytes

@@ -104,7 +104,7 @@ class SteadyPath:
                 connection.fail(error, now)
                 continue
             if count != size or headers != expected:
-                other = Run.recognise(self._shared, count, self._limit)
+                other = Run.recognise(self._shared, count, self._limit) if count else None
                 if other is None:
                     connection.take(count, now)
                     continue
@@ -156,10 +156,18 @@ class SteadyConnection(Connection):
     _host: SteadyHost
 
     def take(self, count: int, now: float) -> None:
-        """Go on with ``count`` bytes that have been received into the shared buffer."""
+        """Go on with ``count`` bytes that have been received into the shared buffer; 0: the end."""
+        protocol = self.protocol
         try:
+            if not count:
+                # Nothing is held, so this is all that `_settle` would find to do.
+                protocol.receive_eof(now)
+                protocol.advance(now)
+                self._host.steady.leave(self._transport.fd)
+                self._finish()
+                return
             self._take(count, now)
-            if self.protocol.changed:
+            if protocol.changed:
                 self._settle(now)
         except Exception as error:  # noqa: BLE001 - a defect ends its own connection only.
             self.on_failure(error, now)
@@ -204,7 +212,8 @@ class SteadyConnection(Connection):
 
     def _register(self) -> None:
         super()._register()
-        self._follow()
+        if self._greeter is None:
+            self._host.steady.join(self._transport.fd, self)
 
     def _follow(self) -> None:
         """Be on the steady path, or do not, as things stand."""

@@ -7,6 +7,7 @@ time. One request for each connection: a scraper comes every 15 seconds or so, a
 connection open would only mean another time limit.
 """
 
+import os
 import socket
 import ssl
 from collections.abc import Mapping
@@ -54,24 +55,24 @@ class Exporter:
         self.log = log
         self.clients: set[_Client] = set()
 
-    def welcome(self, client: socket.SocketType, peer: object, listener: str) -> None:
+    def welcome(self, fd: int, peer: object, listener: str) -> None:
         """Take a connection fresh from accept(2), or close it if there are too many."""
         if len(self.clients) >= MAX_CLIENTS:
-            client.close()
+            os.close(fd)
             return
         context = self._contexts.get(listener)
         transport: Transport
         handshake: Handshake | None = None
         if context is None:
-            transport = PlainTransport(client)
+            transport = PlainTransport(fd)
         else:
-            transport = tls = TlsTransport(client, context)
+            transport = tls = TlsTransport(socket.SocketType(fileno=fd), context)
             handshake = TlsHandshake(tls, self._gate, self._results)
         try:
             self.clients.add(_Client(transport, handshake, peer, self._pages, self._loop, self))
         except (OSError, ValueError) as error:
             # The poller is full: epoll_ctl(2) ENOSPC or ENOMEM, a descriptor past FD_SETSIZE.
-            client.close()
+            transport.close()
             self.log.warning("exporter_client_rejected", error=str(error))
 
     def close(self) -> None:

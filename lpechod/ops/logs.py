@@ -131,9 +131,10 @@ class Log:
         bucket = self._buckets.get(event)
         if bucket is None:
             bucket = self._buckets[event] = _Bucket(self._burst, now)
-        bucket.tokens = min(self._burst, bucket.tokens + (now - bucket.filled_at) * self._rate)
-        bucket.filled_at = now
-        if bucket.tokens >= 1:
+        tokens = bucket.tokens + (now - bucket.filled_at) * self._rate
+        if tokens >= 1:
+            bucket.tokens = min(self._burst, tokens)
+            bucket.filled_at = now
             return True
         bucket.suppressed += 1
         self.suppressed_lines += 1

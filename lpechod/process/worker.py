@@ -177,10 +177,11 @@ class Worker(Timer):
 
     def _connection_ended(self) -> None:
         self._acceptor.resume()
-        self._check_drained()
+        if self._service.draining:
+            self._check_drained()
 
     def _check_drained(self) -> None:
-        if self._service.draining and not self._service.connections:
+        if not self._service.connections:
             self._loop.stop()
 
 

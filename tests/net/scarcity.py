@@ -26,12 +26,12 @@ class WatchedSocket(ListeningSocket):
         self.failures: deque[int] = deque()
         self.failing = 0
 
-    def accept_plain(self) -> tuple[socket.SocketType, object]:
+    def accept_descriptor(self) -> tuple[int, object]:
         self.calls += 1
         number = self.failures.popleft() if self.failures else self.failing
         if number:
             raise OSError(number, os.strerror(number))
-        return super().accept_plain()
+        return super().accept_descriptor()
 
 
 def watched(listener: Listener) -> WatchedSocket:

@@ -1,6 +1,7 @@
 """Accepting: the budget of a turn, what happens when descriptors run out, and the drain."""
 
 import errno
+import os
 import socket
 
 import pytest
@@ -268,8 +269,8 @@ class TestFailures:
         server.errors = {"accept_failed"}
         welcome = server.acceptor._welcome
 
-        def fail(client: socket.SocketType, _peer: object, _listener: str) -> None:
-            client.close()
+        def fail(client: int, _peer: object, _listener: str) -> None:
+            os.close(client)
             server.acceptor._welcome = welcome
             raise LookupError("a defect")
 

@@ -332,6 +332,7 @@ class AnyKernel(RuleBasedStateMachine):
             "listener",
             self.witness,
         )
+        self.connection.on_deadline(self.loop.now)  # As whoever keeps it does.
         self.protocol = self.connection.protocol
 
     def teardown(self) -> None:

@@ -27,13 +27,12 @@ def test_an_idle_connection_takes_little_memory() -> None:
     with ExitStack() as stack:
         stack.callback(loop.close)
         pairs = [socket.socketpair() for _ in range(CONNECTIONS)]
-        for ours, theirs in pairs:
-            stack.callback(ours.close)
+        for _, theirs in pairs:
             stack.callback(theirs.close)
         tracemalloc.start()
         stack.callback(tracemalloc.stop)
         for number, (ours, _) in enumerate(pairs):
-            service.welcome(ours, ("192.0.2.1", number), "listener")
+            service.welcome(ours.detach(), ("192.0.2.1", number), "listener")
         package = tracemalloc.Filter(True, str(Path(lpechod.__file__).parent / "*"))
         taken = tracemalloc.take_snapshot().filter_traces([package]).statistics("filename")
 

@@ -22,7 +22,7 @@ class FailingTransport(PlainTransport):
     __slots__ = ("on_receive", "on_send")
 
     def __init__(self, sound: PlainTransport) -> None:
-        super().__init__(sound._socket)
+        super().__init__(sound.fd)
         self.on_receive = 0
         self.on_send = 0
 

@@ -1,5 +1,6 @@
 """Two acceptors on one listening socket, as in two worker processes, and how they share it."""
 
+import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -27,7 +28,8 @@ class Sibling:
     """
 
     def __init__(self, poller: str, shared: socket.socket, allowance: Callable[[], int]) -> None:
-        self.held: list[socket.SocketType] = []
+        self.held: list[int] = []
+        self.peers: list[tuple[str, int]] = []
         self.counts = ConnectionCounts()
         clock = FakeClock()
         self.loop = Loop(FakeTimePoller(POLLERS[poller](), clock), clock)
@@ -36,8 +38,10 @@ class Sibling:
         )
         self.acceptor.start()
 
-    def _take(self, client: socket.SocketType, _peer: object, _listener: str) -> None:
+    def _take(self, client: int, peer: object, _listener: str) -> None:
         self.held.append(client)
+        assert isinstance(peer, tuple)
+        self.peers.append(peer)
 
     def turn(self) -> None:
         """Turn once without waiting."""
@@ -54,7 +58,7 @@ class Sibling:
         self.acceptor.drain(())
         self.loop.close()
         for client in self.held:
-            client.close()
+            os.close(client)
 
 
 def dial(stack: ExitStack, shared: socket.socket) -> socket.socket:
@@ -112,7 +116,7 @@ class TestSiblings:
             slow.turn()
             assert len(slow.held) <= len(quick.held) + HEAD_START
 
-        taken = [each.getpeername() for each in quick.held + slow.held]
+        taken = quick.peers + slow.peers
         assert sorted(taken) == sorted(client.getsockname() for client in clients)
         assert abs(len(quick.held) - len(slow.held)) <= HEAD_START
         assert quick.counts.accept_pauses["balance"] > 0

@@ -109,7 +109,7 @@ class Stage:
 
     def welcome(self, accepted: socket.socket) -> None:
         """Hand a connection to the exporter, as the acceptor does."""
-        self.exporter.welcome(accepted, "peer", "listener")
+        self.exporter.welcome(accepted.detach(), "peer", "listener")
 
     def busy(self, *others: socket.socket, timeout: float = 0.0) -> list[object]:
         """Return who is ready: the loop, by way of its epoll descriptor, or one of the sockets."""

@@ -70,7 +70,7 @@ def _pair(stage: Stage) -> Iterator[socket.socket]:
         client.connect(listener.getsockname())
         accepted, _ = listener.accept()
         accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
-        stage.exporter.welcome(accepted, client.getsockname(), "listener")
+        stage.exporter.welcome(accepted.detach(), client.getsockname(), "listener")
         client.setblocking(False)
         yield client
 

@@ -1,0 +1,43 @@
+"""Connections that the timer wheel does not know yet, and mostly never will.
+
+A connection has a deadline from its first moment, but to file and to cancel its timer is a tenth of
+all that a short one costs. So newcomers wait for the wheel's next tick, for a tenth of a second at
+most. Who is still there then is filed; whose deadline has come by then meets it in the same turn in
+which the wheel would have fired.
+"""
+
+from lpechod.engine.loop import Loop
+from lpechod.engine.wheel import Timer
+from lpechod.net.connection import Connection
+
+
+class Newcomers(Timer):
+    """The connections of one worker since the last tick.
+
+    Args:
+        loop: where they live.
+    """
+
+    __slots__ = ("_connections", "_loop", "discard")
+
+    def __init__(self, loop: Loop) -> None:
+        super().__init__()
+        self._loop = loop
+        self._connections: set[Connection] = set()
+        self.discard = self._connections.discard
+        """Forget a connection that has ended, whether it is among them or not."""
+
+    def add(self, connection: Connection) -> None:
+        """File a connection with the next tick."""
+        self._connections.add(connection)
+        if not self.filed:
+            self._loop.schedule(self, self._loop.now)
+
+    def on_deadline(self, now: float) -> None:
+        """File those who are still there."""
+        for connection in tuple(self._connections):
+            try:
+                connection.on_deadline(now)
+            except Exception as error:  # noqa: BLE001 - a defect ends its own connection only.
+                connection.on_failure(error, now)
+        self._connections.clear()

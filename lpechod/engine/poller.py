@@ -17,6 +17,7 @@ import math
 import select
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Protocol
 
 READABLE = 0x001
@@ -71,7 +72,7 @@ class Poller(Protocol):
 class EpollPoller:
     """epoll(7): a wait costs what is ready, not what is watched."""
 
-    __slots__ = ("_epoll", "edge_triggered", "modify", "register", "unregister")
+    __slots__ = ("_epoll", "edge_triggered", "modify", "poll", "register", "unregister")
 
     def __init__(self, *, edge_triggered: bool = False) -> None:
         self.edge_triggered = edge_triggered
@@ -79,13 +80,13 @@ class EpollPoller:
         self.register = self._epoll.register
         self.modify = self._epoll.modify
         self.unregister = self._epoll.unregister
+        # epoll.poll rounds to the next millisecond itself.
+        self.poll: Callable[[float | None], Ready] = partial(
+            self._epoll.poll, maxevents=_MAX_EVENTS
+        )
 
     def forget(self, fd: int) -> None:
         """Do nothing: a descriptor leaves the set by itself when it is closed (epoll(7))."""
-
-    def poll(self, timeout: float | None) -> Ready:
-        """Wait; epoll.poll rounds to the next millisecond itself."""
-        return self._epoll.poll(timeout, _MAX_EVENTS)
 
     def close(self) -> None:
         """Close the epoll descriptor."""

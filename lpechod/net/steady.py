@@ -137,7 +137,7 @@ class SteadyPath:
         """Count so many reads of such frames."""
         tally = self._tally
         frames = run.frames * reads
-        tally.frame_sizes[(run.length - 1).bit_length()] += frames
+        tally.frame_sizes[run.size_class] += frames
         tally.frames += frames
         tally.echoed_bytes += run.size * reads
 
@@ -161,8 +161,7 @@ class SteadyConnection(Connection):
         try:
             if not count:
                 # Nothing is held, so this is all that `_settle` would find to do.
-                protocol.receive_eof(now)
-                protocol.advance(now)
+                protocol.receive_last()
                 self._host.steady.leave(self._transport.fd)
                 self._finish()
                 return

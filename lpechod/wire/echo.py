@@ -138,6 +138,13 @@ class EchoProtocol(Deadlines):
         self.active_at = now
         self._move(Event.EOF, self._reason_of_end())
 
+    def receive_last(self) -> None:
+        """Do what `receive_eof` and `advance` do while `steady`: nothing is held, so it is over."""
+        self._owner = None
+        self.steady = False
+        self.close_reason = CloseReason.PEER_CLOSED
+        self.state = next_state(next_state(self.state, Event.EOF), Event.FLUSHED)
+
     def receive_end(self) -> None:
         """Take note that the peer has ended its stream, behind which more may come, to be dropped.
 
@@ -372,7 +379,7 @@ class EchoProtocol(Deadlines):
         return CloseReason.TRUNCATED_FRAME if truncated else CloseReason.PEER_CLOSED
 
     def _move(self, event: Event, reason: CloseReason | None = None) -> None:
-        """Change the state: the only place that does. The first reason stays."""
+        """Change the state, as only `receive_last` does besides. The first reason stays."""
         self.state = next_state(self.state, event)
         if self.close_reason is None:
             self.close_reason = reason

@@ -115,13 +115,14 @@ class Run:
         echo: these bytes.
         headers: what ``echo`` has to begin its frames with, to be compared with ``expected``.
         expected: what that is.
+        size_class: index of these frames in a histogram of `SIZE_CLASSES`.
     """
 
-    __slots__ = ("echo", "expected", "frames", "headers", "length", "size")
+    __slots__ = ("echo", "expected", "frames", "headers", "size", "size_class")
 
     def __init__(self, buffer: memoryview, length: int, frames: int) -> None:
         step = length + HEADER_BYTES
-        self.length = length
+        self.size_class = (length - 1).bit_length()
         self.frames = frames
         self.size = step * frames
         self.echo = echo = buffer[: self.size]

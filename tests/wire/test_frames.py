@@ -223,7 +223,11 @@ class TestRun:
         buffer[: len(data)] = data
         run = Run.recognise(buffer, len(data), 300)
         assert run is not None
-        assert (run.length, run.frames, run.size) == (length, frames, len(data))
+        assert (run.size_class, run.frames, run.size) == (
+            (length - 1).bit_length(),
+            frames,
+            len(data),
+        )
         assert run.echo == data
         assert run.headers == run.expected
 

@@ -129,6 +129,19 @@ class EchoService:
     def others(self, others: Callable[[], int]) -> None:
         self.admission.others = others
 
+    @property
+    def progress(self) -> int:
+        """A number that rises with each byte moved and each connection that comes or goes."""
+        tally, counts = self.tally, self.counts
+        return (
+            tally.received_bytes
+            + tally.echoed_bytes
+            - tally.unsent_bytes
+            + counts.accepted
+            + sum(counts.closed.values())
+            + sum(counts.rejected.values())
+        )
+
     def welcome(self, fd: int, peer: object, listener: str) -> None:
         """Serve a connection, or close it because a limit is reached.
 

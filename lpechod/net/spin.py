@@ -61,7 +61,7 @@ class SpinDetector:
         self._log = log
         self._seen_at = loop.now
         self._turns = loop.turns
-        self._progress = self._measure()
+        self._progress = service.progress
         self._began_at: float | None = None
         self.spins = 0
 
@@ -74,7 +74,7 @@ class SpinDetector:
         elapsed = now - self._seen_at
         if elapsed < _PERIOD_SECONDS:
             return
-        progress, turns = self._measure(), self._loop.turns
+        progress, turns = self._service.progress, self._loop.turns
         idle = (turns - self._turns) - (progress - self._progress)
         if idle > SPIN_TURNS_PER_SECOND * elapsed:
             self.spins += 1
@@ -85,17 +85,6 @@ class SpinDetector:
             self._log.info("loop_spin_ended", duration_s=round(self._seen_at - self._began_at, 1))
             self._began_at = None
         self._seen_at, self._turns, self._progress = now, turns, progress
-
-    def _measure(self) -> int:
-        tally, counts = self._service.tally, self._service.counts
-        return (
-            tally.received_bytes
-            + tally.echoed_bytes
-            - tally.unsent_bytes
-            + counts.accepted
-            + sum(counts.closed.values())
-            + sum(counts.rejected.values())
-        )
 
     def _report(self, turns_per_second: int) -> None:
         named = self._loop.ready[:_MOST_NAMED]

@@ -20,6 +20,7 @@ from lpechod.net.admission import ALONE, AdmissionLimits, ClientCounts
 from lpechod.net.listener import Listener
 from lpechod.net.service import EchoService, ServiceSettings
 from lpechod.net.spin import SpinDetector
+from lpechod.ops.bulletin import Bulletin
 from lpechod.ops.census import Census, CensusRow
 from lpechod.ops.config import Config
 from lpechod.ops.counters import Totals, TurnWatch, gather
@@ -90,6 +91,7 @@ class Worker(Timer):
             allowance=self._siblings.allowance,
         )
         self._spin = SpinDetector(self._loop, self._service, self._log)
+        self._bulletin = Bulletin(slot, self._loop, self._service, self._totals)
         self._line = Lifeline(line, self._loop, self._obey, self._orphaned)
         SignalPipe(self._loop, _END_SIGNALS, self._on_signal)
 
@@ -102,13 +104,13 @@ class Worker(Timer):
         try:
             self._loop.run()
         finally:
-            self._publish()
+            self._bulletin.show()
 
     def on_deadline(self, now: float) -> None:
         """Give a sign of life, and look at the others."""
         self._slot.beats += 1
         self._spin.check(now)
-        self._publish()
+        self._bulletin.beat()
         self._siblings.observe()
         self._service.overload.check(now)
         if not self._service.draining:
@@ -118,9 +120,6 @@ class Worker(Timer):
         # The next tick of the wheel: a tenth of a second from now is past that, and would be every
         # second one.
         self._loop.schedule(self, now)
-
-    def _publish(self) -> None:
-        self._slot.publish(self._totals())
 
     def _totals(self) -> Totals:
         totals = gather(self._service, self._loop, self._watch)

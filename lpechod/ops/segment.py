@@ -263,6 +263,13 @@ class Segment:
             raise IndexError(f"there is no slot {index} among {self._slots}")
         return self._slot(index)
 
+    def signs(self) -> tuple[list[int], list[int]]:
+        """Return state and heartbeats of each slot up to the highest that was ever used."""
+        first = self._start + _BEATS
+        return self._states(), self._words[
+            first : first + self._words[_MARK] * self._step : self._step
+        ].tolist()
+
     def slots(self) -> list[Slot]:
         """Return the slots that are not free, in order."""
         return [self._slot(index) for index, state in enumerate(self._states()) if state]

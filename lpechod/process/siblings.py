@@ -38,30 +38,53 @@ class Siblings:
         own: this worker's slot.
     """
 
-    __slots__ = ("_beats", "_own", "_peers", "_segment", "_slots")
+    __slots__ = ("_beats", "_own", "_peers", "_segment", "_silent", "_slots", "_states")
 
     def __init__(self, segment: Segment, own: Slot) -> None:
         self._segment = segment
         self._own = own
         self._slots: list[Slot] = []
         self._peers: list[Slot] = []
-        self._beats: dict[int, tuple[int, int]] = {}
+        # By the index of the slot, those that are free included.
+        self._states: list[int] = []
+        self._beats: list[int] = []
+        self._silent: list[int] = []
         self.observe()
 
     def observe(self) -> None:
         """Look who is there and alive; to be called at each heartbeat."""
+        states, beats = self._segment.signs()
+        changed = states != self._states
+        if changed:
+            self._meet(states, beats)
+        stale = max(self._silent) >= _STALE_BEATS
+        self._silent = [
+            unchanged + 1 if count == before else 0
+            for unchanged, count, before in zip(self._silent, beats, self._beats, strict=True)
+        ]
+        self._beats = beats
+        # Mostly nothing has changed, and ten times a second that is all a worker at rest finds out.
+        if changed or stale or max(self._silent) >= _STALE_BEATS:
+            self._peers = [
+                slot
+                for slot in self._slots
+                if states[slot.index] in _ACCEPTING and self._silent[slot.index] < _STALE_BEATS
+            ]
+
+    def _meet(self, states: list[int], beats: list[int]) -> None:
+        """Take note of who has come and gone; of those who were here, the silence goes on."""
+        added = len(states) - len(self._states)
+        before = self._states + [SlotState.FREE] * added
+        self._silent = [
+            unchanged if present and past else 0
+            for unchanged, present, past in zip(
+                self._silent + [0] * added, states, before, strict=True
+            )
+        ]
+        self._beats = self._beats + beats[len(self._beats) :]
+        self._states = states
         own = self._own.index
         self._slots = [slot for slot in self._segment.slots() if slot.index != own]
-        beats: dict[int, tuple[int, int]] = {}
-        self._peers = []
-        for slot in self._slots:
-            count = slot.beats
-            before, unchanged = self._beats.get(slot.index, (count, 0))
-            unchanged = unchanged + 1 if count == before else 0
-            beats[slot.index] = count, unchanged
-            if slot.state in _ACCEPTING and unchanged < _STALE_BEATS:
-                self._peers.append(slot)
-        self._beats = beats
 
     def allowance(self) -> int:
         """Return how many connections this worker may accept before it is too far ahead."""

@@ -19,7 +19,7 @@ from lpechod.process.handover import Handover, take_over
 from lpechod.process.privileges import forgo_new_privileges
 from lpechod.process.rehearsal import rehearse, rehearsing
 from lpechod.process.sockets import ECHO, METRICS, Bound, Sockets, wanted_by
-from lpechod.process.supervisor import Supervisor
+from lpechod.process.supervisor import Supervisor, worker_count
 from lpechod.process.systemd import Notifier, ServiceManager, take_environment
 
 
@@ -50,7 +50,7 @@ def _start(loaded: Loaded, manager: ServiceManager) -> int:
     config, credentials = loaded.config, loaded.credentials
     log = _open_log(config)
     _warn(config, credentials, log)
-    capacity = _provide_descriptors(config.limits.max_connections, log)
+    capacity = _provide_descriptors(config, log)
     wanted = wanted_by(config, tls_contexts(config, credentials))
     sockets = Sockets()
     notifier = Notifier(manager.notify_socket)
@@ -80,7 +80,7 @@ def _go_on(handover: Handover) -> int:
     credentials = Credentials.restore(handover.credentials)
     log = _open_log(config)
     _warn(config, credentials, log)
-    capacity = _provide_descriptors(config.limits.max_connections, log)
+    capacity = _provide_descriptors(config, log)
     sockets = Sockets(Bound.restore(each) for each in handover.sockets)
     sockets.assign(wanted_by(config, tls_contexts(config, credentials)))
     segments = [Segment.adopt(fd) for fd in handover.segments]
@@ -143,14 +143,16 @@ def _warn(config: Config, credentials: Credentials, log: Log) -> None:
         log.warning(concern.event, key=format_path(concern.key), **concern.fields)
 
 
-def _provide_descriptors(connections: int, log: Log) -> int:
-    """Return how many connections a worker has descriptors for, at most those asked for."""
+def _provide_descriptors(config: Config, log: Log) -> int:
+    """Return how many connections a worker has descriptors for, at most `max_connections`."""
+    connections = config.limits.max_connections
     possible = raise_descriptor_limit(connections)
-    if possible < connections:
+    together = possible * worker_count(config)
+    if together < connections:
         log.warning(
             "descriptor_limit_low",
             max_connections=connections,
-            enough_for=possible,
+            enough_for=together,
             hint="raise the hard limit (LimitNOFILE=, ulimit -Hn) or lower limits.max_connections",
         )
     return possible

@@ -108,6 +108,18 @@ def test_a_storm_of_resets_leaves_nothing(tmp_path: Path) -> None:
         assert counted + aborted >= 1000
 
 
+@pytest.mark.parametrize(("workers", "told"), [(2, [200]), (3, [])])
+def test_descriptors_of_all_workers_count(tmp_path: Path, workers: int, told: list[int]) -> None:
+    """A warning tells for how many connections descriptors suffice, if that is too few for all."""
+    config = f"[server]\nworkers = {workers}\n[limits]\nmax_connections = 250\n"
+    with Daemon(tmp_path, config, prefix=("prlimit", "--nofile=164:164")) as daemon:
+        daemon.wait_for("ready")
+        warnings = daemon.events("descriptor_limit_low")
+
+        assert [warning["enough_for"] for warning in warnings] == told
+        assert daemon.metric("lpechod_connections_limit") == (told or [250])[0]
+
+
 def test_running_out_of_descriptors_pauses_and_recovers(tmp_path: Path) -> None:
     """At EMFILE one line is logged, others are served, and a close lets the next one in."""
     with Daemon(tmp_path, prefix=("prlimit", "--nofile=64:64")) as daemon:

@@ -11,6 +11,8 @@ other connections, through `Connection` and `EchoProtocol`. Invariants:
 
 - a connection is in here exactly while its protocol is steady and it waits for nothing but bytes;
 - what the two paths do with the same bytes is the same, down to the last counter.
+
+Connections over TLS have a path beside this one, `lpechod.net.secured`: what differs is each call.
 """
 
 import os
@@ -18,16 +20,18 @@ from collections.abc import Callable
 from typing import Protocol
 
 from lpechod.engine.buffers import RECEIVE_BYTES, TURN_BYTES, UNDIVIDED, BufferPool
-from lpechod.engine.poller import READABLE, Ready
+from lpechod.engine.poller import READABLE, WRITABLE, Ready
 from lpechod.net.connection import Connection, Host
-from lpechod.net.transport import PeerGoneError, translated
+from lpechod.net.secured import SecuredPath
+from lpechod.net.table import SteadyTable
+from lpechod.net.transport import PeerGoneError
 from lpechod.wire.frames import Run
 from lpechod.wire.tally import Tally
 
 _FEW = TURN_BYTES // RECEIVE_BYTES
 
 
-class SteadyPath:
+class SteadyPath(SteadyTable["SteadyConnection"]):
     """Serves the connections of one worker that are steady; `serve` is a loop's `shortcut`.
 
     Args:
@@ -36,19 +40,12 @@ class SteadyPath:
         tally: where to count.
         receive: readv(2): takes a descriptor and buffers, returns a count.
         send: write(2): takes a descriptor and bytes, returns a count.
+
+    Attributes:
+        secured: serves those over TLS, in the same turn.
     """
 
-    __slots__ = (
-        "_connections",
-        "_into",
-        "_limit",
-        "_pool",
-        "_receive",
-        "_run",
-        "_send",
-        "_shared",
-        "_tally",
-    )
+    __slots__ = ("_into", "_pool", "_receive", "_send", "secured")
 
     def __init__(
         self,
@@ -58,24 +55,12 @@ class SteadyPath:
         receive: Callable[[int, tuple[memoryview]], int] = os.readv,
         send: Callable[[int, memoryview], int] = os.write,
     ) -> None:
-        self._connections: dict[int, SteadyConnection] = {}
+        super().__init__(pool.shared, max_frame_bytes, tally)
         self._pool = pool
-        self._shared = pool.shared
         self._into = (pool.shared,)
-        self._limit = max_frame_bytes
-        self._tally = tally
         self._receive = receive
         self._send = send
-        self._run = Run(pool.shared, 0, 1)
-        """The latest; the next bytes are mostly like it."""
-
-    def join(self, fd: int, connection: "SteadyConnection") -> None:
-        """Serve a connection from now on."""
-        self._connections[fd] = connection
-
-    def leave(self, fd: int) -> None:
-        """Leave a connection to itself, whether it has joined or not."""
-        self._connections.pop(fd, None)
+        self.secured = SecuredPath(pool.shared, max_frame_bytes, tally)
 
     def serve(self, ready: Ready, crowd: int, now: float) -> Ready:  # noqa: C901 - calls are what it saves.
         """Echo what those of a turn bring who are steady, and return the events of all others.
@@ -85,12 +70,13 @@ class SteadyPath:
             crowd: how many share the turn: these, and those who have asked for it.
             now: the loop's time, in seconds.
         """
-        if crowd > _FEW or self._pool.share != UNDIVIDED:
-            self._divide(crowd)
-        connections, receive, send = self._connections, self._receive, self._send
-        if not connections:
+        into = self._divide(crowd) if crowd > _FEW or self._pool.share != UNDIVIDED else self._into
+        if self.secured.connections:
+            ready = self.secured.serve(ready, into[0], now)
+        connections, receive, send = self.connections, self._receive, self._send
+        if not connections or not ready:
             return ready
-        run, reads, into = self._run, 0, self._into
+        run, reads = self._run, 0
         size, headers, expected, echo = run.size, run.headers, run.expected, run.echo
         rest: Ready = []
         for fd, mask in ready:
@@ -125,21 +111,13 @@ class SteadyPath:
                     connection.keep(echo, sent, now)
         if reads:
             self._note(run, reads)
-            self._run = run
         return rest
 
-    def _divide(self, crowd: int) -> None:
+    def _divide(self, crowd: int) -> tuple[memoryview]:
         """Have each receive no more than its share of the turn."""
         self._pool.divide(crowd)
         self._into = (self._shared[: self._pool.share],)
-
-    def _note(self, run: Run, reads: int) -> None:
-        """Count so many reads of such frames."""
-        tally = self._tally
-        frames = run.frames * reads
-        tally.frame_sizes[run.size_class] += frames
-        tally.frames += frames
-        tally.echoed_bytes += run.size * reads
+        return self._into
 
 
 class SteadyHost(Host, Protocol):
@@ -182,7 +160,7 @@ class SteadyConnection(Connection):
         """
         try:
             if error is not None:
-                self._lose(error, now)
+                self._lose(error, READABLE, now)
             self.protocol.unsent(echo, sent, now)
             self._settle(now)
         except Exception as defect:  # noqa: BLE001 - likewise.
@@ -191,19 +169,16 @@ class SteadyConnection(Connection):
     def fail(self, error: OSError, now: float) -> None:
         """Act on an error that receiving has met."""
         try:
-            self._lose(error, now)
-            if self.protocol.changed:
-                self._settle(now)
+            self._lose(error, WRITABLE, now)
+            self._settle(now)
         except Exception as defect:  # noqa: BLE001 - likewise.
             self.on_failure(defect, now)
 
-    def _lose(self, error: OSError, now: float) -> None:
-        if isinstance(error, BlockingIOError):
-            return  # Nothing there, or no room.
-        failure = translated(error)
-        if not isinstance(failure, PeerGoneError):
-            raise failure
-        self._lose_peer(failure, now)
+    def _lose(self, error: OSError, against: int, now: float) -> None:
+        try:
+            self._transport.heed(error, against)
+        except PeerGoneError as failure:
+            self._lose_peer(failure, now)
 
     def _settle(self, now: float) -> None:
         Connection._settle(self, now)  # noqa: SLF001 - super() would cost as much as what follows.

@@ -15,10 +15,13 @@ What it says of errors (SSL_get_error(3)) becomes three things: `BLOCKED`, which
 direction (`TlsTransport.crossed`); `PeerGoneError`, as without TLS; and `StreamError`.
 """
 
+import fcntl
 import os
 import socket
 import ssl
+import termios
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 from lpechod.engine.loop import Source
 from lpechod.engine.poller import READABLE, WRITABLE
@@ -31,14 +34,33 @@ RECORD_BYTES = 16384
 """Most plaintext of one record (RFC 8446, 5.1)."""
 
 TCP_CORK: int | None = getattr(socket, "TCP_CORK", None)
-"""Linux only (tcp(7)). A large echo is a call for each of its records, and with TCP_NODELAY the
+"""Linux only (tcp(7)). A large echo is a write(2) for each of its records, and with TCP_NODELAY the
 kernel would send each at once, in segments of which the last is not full."""
+
+_NOTHING = bytes(4)
+"""The int that TIOCOUTQ fills in, which is SIOCOUTQ (tcp(7)): bytes that the peer has not taken."""
 
 _HINTS = {
     "HTTP_REQUEST": "it speaks HTTP without TLS",
     "WRONG_VERSION_NUMBER": "what it sends is no TLS",
     "RECORD_LAYER_FAILURE": "what it sends is no TLS",  # The same, from OpenSSL 3.2 on.
 }
+
+
+class Stream(Protocol):
+    """What is called of an `ssl.SSLSocket` once hands are shaken."""
+
+    def read(self, size: int, buffer: memoryview, /) -> int:
+        """Receive, from one record."""
+
+    def write(self, data: memoryview, /) -> int:
+        """Send all of it, in one record or several."""
+
+    def pending(self) -> int:
+        """Return how many bytes are left of a record."""
+
+    def unwrap(self) -> object:
+        """Send a close_notify, and see the peer's."""
 
 
 class TlsTransport:
@@ -53,16 +75,21 @@ class TlsTransport:
         more: whether something has been received that no poller will tell of.
         crossed: what the latest calls wait for against appearances: `WRITABLE` if receiving does,
             `READABLE` if sending does. For whoever waits to clear.
+        stream: what OpenSSL does, from the end of the handshake to that of the stream.
     """
 
-    __slots__ = ("_context", "_failure", "_socket", "_stream", "crossed", "eager", "fd", "more")
+    __slots__ = (
+        "_context", "_failure", "_socket", "_together", "crossed", "eager", "fd", "more", "stream",
+    )  # fmt: skip
 
     def __init__(self, connected: socket.SocketType, context: ssl.SSLContext) -> None:
         connected.setblocking(False)
         self._socket: socket.SocketType = connected
-        self._stream: ssl.SSLSocket | None = None
+        self.stream: Stream | None = None
         self._context = context
         self._failure: Exception | None = None
+        self._together = 0
+        """Bytes that OpenSSL has to be given again with one call."""
         self.fd = connected.fileno()
         self.eager = False
         self.more = False
@@ -107,7 +134,7 @@ class TlsTransport:
             return READABLE
         except ssl.SSLWantWriteError:
             return WRITABLE
-        self._stream = stream
+        self.stream = stream  # type: ignore[assignment] # Into a buffer, it reads a count.
         return None
 
     def receive(self, buffer: memoryview) -> int:
@@ -116,33 +143,48 @@ class TlsTransport:
         Raises:
             StreamError: the peer has broken the rules of TLS, or has not ended the stream by them.
         """
-        stream = self._stream
+        stream = self.stream
         if stream is None:
             return self._discard(buffer)
         if self._failure is not None:
             raise self._failure
         self.more = False
-        count = 0
-        room = len(buffer)
         try:
-            while count < room:
-                size: int = stream.read(room - count, buffer[count:] if count else buffer)  # type: ignore[assignment]
+            count = stream.read(len(buffer), buffer)
+        except OSError as error:
+            self.heed(error, WRITABLE)
+            return BLOCKED
+        return self.receive_on(stream, buffer, count) if count else 0
+
+    def receive_on(self, stream: Stream, buffer: memoryview, count: int) -> int:
+        """Go on with receiving, behind ``count`` bytes of a first record; return the new count.
+
+        Mostly the kernel has no other record behind one that is not full; if it has, the poller
+        will tell.
+        """
+        room, size = len(buffer), count
+        try:
+            while count < room and (size == RECORD_BYTES or (size and self.eager)):
+                size = stream.read(room, buffer[count:])
                 count += size
-                if not size or (size < RECORD_BYTES and not self.eager):
-                    break  # Mostly the kernel has no other record; if it has, the poller will tell.
             # Of an end that came behind data, a poller may not tell.
-            self.more = stream.pending() > 0 if count == room else count > 0 and not size
-        except ssl.SSLWantReadError:
-            return count or BLOCKED
-        except ssl.SSLWantWriteError:
-            self.crossed |= WRITABLE
-            return count or BLOCKED
+            self.more = stream.pending() > 0 if count == room else not size
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
+            self.heed(error, WRITABLE)
         except OSError as error:
             self._failure = failure(error)
-            if not count:
-                raise self._failure from error
             self.more = True
         return count
+
+    def heed(self, error: OSError, against: int) -> None:
+        """Take note of why OpenSSL could not go on; see `Transport.heed`."""
+        if isinstance(error, ssl.SSLWantReadError):
+            self.crossed |= READABLE & against
+        elif isinstance(error, ssl.SSLWantWriteError):
+            self.crossed |= WRITABLE & against
+        else:
+            self._failure = failure(error)
+            raise self._failure from error
 
     def send(self, data: memoryview) -> int:
         """Send; see `Transport.send`.
@@ -150,8 +192,12 @@ class TlsTransport:
         What OpenSSL has encrypted and the kernel has refused is not counted: the next call has to
         bring the same bytes again, and maybe more behind them (SSL_write(3)). It does, as what a
         connection has to send only grows at its end.
+
+        Of several records, OpenSSL counts none until the last is out: a peer that takes them slowly
+        would seem to take nothing. So several go with one call only if the kernel has room for all;
+        should it refuse some nevertheless, as it may for want of memory, so many go together again.
         """
-        stream = self._stream
+        stream = self.stream
         if stream is None:
             raise PeerGoneError("the stream has ended")
         if self._failure is not None:
@@ -163,19 +209,14 @@ class TlsTransport:
             if size <= RECORD_BYTES:
                 sent = stream.write(data)
             else:
-                # A record at a time. Of several, Python counts none until the last is out: a peer
-                # that takes them slowly would seem to take nothing, and a retry that is shorter
-                # than the first try breaks the connection.
                 corked = self._cork(1)
+                together = self._together or self._fitting(size)
                 while sent < size:
-                    sent += stream.write(data[sent : sent + RECORD_BYTES])
-        except ssl.SSLWantWriteError:
-            pass
-        except ssl.SSLWantReadError:
-            self.crossed |= READABLE
+                    self._together = together
+                    sent += stream.write(data[sent : sent + together])
+                    self._together, together = 0, RECORD_BYTES
         except OSError as error:
-            self._failure = failure(error)
-            raise self._failure from error
+            self.heed(error, READABLE)
         finally:
             if corked:
                 self._cork(0)
@@ -193,22 +234,22 @@ class TlsTransport:
 
     def take_leave(self) -> bool:
         """Send a close_notify; see `Transport.take_leave`."""
-        if self._stream is None or self._failure is not None:
+        if self.stream is None or self._failure is not None:
             return True
         try:
-            self._stream.unwrap()
+            self.stream.unwrap()
         except ssl.SSLWantWriteError:
             return False
         except OSError:
             # It is out, but the peer's is not there yet (SSLWantReadError), or other data is in
             # front of it; or nobody is there any more to take leave of.
             pass
-        self._stream = None
+        self.stream = None
         return True
 
     def end(self) -> None:
         """Send a FIN; what is received from now on is not decrypted any more."""
-        self._stream = None
+        self.stream = None
         self.more = False
         self.crossed = 0
         try:
@@ -228,6 +269,19 @@ class TlsTransport:
             return False
         self._socket.setsockopt(socket.IPPROTO_TCP, TCP_CORK, on)
         return True
+
+    def _fitting(self, size: int) -> int:
+        """Return how many bytes of so many, in whole records, go with one call to OpenSSL.
+
+        All, if nothing else is in the kernel and it has room for twice as much: it counts what it
+        needs for itself, too. What is there is not counted that way, hence nothing.
+        """
+        if TCP_CORK is None or self._socket.family == socket.AF_UNIX:
+            return RECORD_BYTES
+        room = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        if room < 2 * size or fcntl.ioctl(self.fd, termios.TIOCOUTQ, _NOTHING) != _NOTHING:
+            return RECORD_BYTES
+        return size // RECORD_BYTES * RECORD_BYTES
 
     def _discard(self, buffer: memoryview) -> int:
         """Receive what nobody will decrypt, so that it does not count."""

@@ -12,16 +12,22 @@ of them.
 
 from lpechod.engine.poller import READABLE, WRITABLE
 from lpechod.net.connection import Connection
-from lpechod.net.tls import TlsTransport
+from lpechod.net.steady import SteadyConnection
+from lpechod.net.tls import Stream, TlsTransport
 from lpechod.wire.states import State
 
 
-class TlsConnection(Connection):
-    """One client, over TLS."""
+class TlsConnection(SteadyConnection):
+    """One client, over TLS; on the steady path for as long as it is steady.
 
-    __slots__ = ("_watched",)
+    Attributes:
+        stream: its transport's, for the steady path.
+    """
+
+    __slots__ = ("_watched", "stream")
 
     _transport: TlsTransport
+    stream: Stream
 
     def on_ready(self, mask: int, now: float) -> None:
         """Handle readiness, and come again for what the poller does not see."""
@@ -32,10 +38,43 @@ class TlsConnection(Connection):
             if mask & crossed:
                 mask |= READABLE | WRITABLE
         Connection.on_ready(self, mask, now)  # super() would cost more, for each frame.
+        self._follow_up(crossed)
+
+    def take(self, count: int, now: float) -> None:
+        """Go on with ``count`` bytes that have been received into the shared buffer; 0: the end."""
+        try:
+            if count:
+                room = self._buffers.shared[: self._buffers.share]
+                count = self._transport.receive_on(self.stream, room, count)
+            self._take(count, now)
+            if self.protocol.changed:
+                self._settle(now)
+        except Exception as error:  # noqa: BLE001 - a defect ends its own connection only.
+            self.on_failure(error, now)
+        self._follow_up(0)
+
+    def _follow_up(self, crossed: int) -> None:
+        """Do what the transport demands, whether the protocol has changed or not."""
+        if (crossed or self._transport.crossed) and self.protocol.state is not State.CLOSED:
+            self._watch_as_wanted()
+        self._follow()
+
+    def _follow(self) -> None:
+        transport = self._transport
+        fd, path, stream = transport.fd, self._host.steady.secured, transport.stream
         if transport.more and self._interest & READABLE:
             self._loop.again(self, READABLE)
-        if (crossed or transport.crossed) and self.protocol.state is not State.CLOSED:
-            self._watch_as_wanted()
+        elif (
+            self.protocol.steady
+            and self._interest == READABLE
+            and self._greeter is None
+            and not transport.crossed
+            and stream is not None
+        ):
+            self.stream = stream
+            path.join(fd, self)
+            return
+        path.leave(fd)
 
     def _catch_up(self, now: float) -> None:
         self._transport.eager = True
@@ -53,7 +92,7 @@ class TlsConnection(Connection):
 
     def _register(self) -> None:
         self._watched = READABLE
-        super()._register()
+        Connection._register(self)  # noqa: SLF001 - hands are not shaken yet.
 
     def _set_interest(self, interest: int) -> None:
         if self._transport.more and interest & ~self._interest & READABLE:

@@ -83,6 +83,18 @@ class Transport(Protocol):
     def send_many(self, views: Sequence[memoryview]) -> int:
         """Send several buffers with one call; otherwise as `send`."""
 
+    def heed(self, error: OSError, against: int) -> None:
+        """Take note of why a call on the stream itself has failed; return if it can be repeated.
+
+        Args:
+            error: what it has raised.
+            against: what such a call does not seem to wait for: `WRITABLE` if it was to receive,
+                `READABLE` if it was to send.
+
+        Raises:
+            PeerGoneError: the connection is over.
+        """
+
     def take_leave(self) -> bool:
         """Say within the stream that nothing more will be sent, if it has a word for that.
 
@@ -143,6 +155,11 @@ class PlainTransport:
         except BlockingIOError:
             return 0
         except OSError as error:
+            raise translated(error) from error
+
+    def heed(self, error: OSError, _against: int) -> None:
+        """Tell nothing there, or no room, from an end; see `Transport.heed`."""
+        if not isinstance(error, BlockingIOError):
             raise translated(error) from error
 
     def take_leave(self) -> bool:

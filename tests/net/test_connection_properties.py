@@ -143,6 +143,11 @@ class KernelSocket:
             raise BlockingIOError(errno.EAGAIN, "no room")
         return count
 
+    def heed(self, error: OSError, _against: int) -> None:
+        """Tell that it is over from nothing there and no room."""
+        if not isinstance(error, BlockingIOError):
+            raise PeerGoneError("reset") from error
+
     def take_leave(self) -> bool:
         """Have no word for it."""
         return True
@@ -566,7 +571,7 @@ class SteadyKernel(AnyKernel):
         """Who holds nothing and waits for bytes only is on it, and nobody else."""
         steady = self.protocol.steady and self.connection._interest == READABLE
         on_path = {FD: self.connection} if steady else {}
-        assert self.witness.steady._connections == on_path
+        assert self.witness.steady.connections == on_path
 
     @invariant()
     def counters_agree(self) -> None:

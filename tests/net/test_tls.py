@@ -193,9 +193,8 @@ class Crossing:
 def crossing(server: EchoServer, client: TlsClient) -> Crossing:
     """Put a stand-in in the place of OpenSSL, so that the stream is in the clear."""
     transport = transport_of(server, client)
-    assert transport._stream is not None
-    stand_in = Crossing(transport._stream)
-    transport._stream = stand_in  # type: ignore[assignment]
+    transport.stream = stand_in = Crossing(transport._socket)  # type: ignore[arg-type]
+    server.connection_of(client)._follow()  # type: ignore[attr-defined]
     return stand_in
 
 
@@ -263,9 +262,12 @@ class TestCrossedDirections:
         stand_in.wants["read"] = ssl.SSLWantWriteError
         plain.socket.send(frame(b"frame"))
         server.turn()
-        assert transport_of(server, client).crossed == WRITABLE
+        transport, path = transport_of(server, client), server.service.steady.secured
+        assert transport.crossed == WRITABLE
+        assert transport.fd not in path.connections
         stand_in.wants.clear()
         assert plain.receive(9) == frame(b"frame")
+        assert transport.fd in path.connections
         server.assert_quiet()
 
     def test_sending_waits_for_bytes(self, serve: Serve) -> None:

@@ -11,8 +11,9 @@ import pytest
 from lpechod.net.entrance import Entrance
 from lpechod.net.tls import RECORD_BYTES, TlsTransport
 from tests.net.conftest import Serve
-from tests.net.harness import KernelBuffers, frame
+from tests.net.harness import KernelBuffers, assert_same, body_of, frame
 from tests.net.tlsclient import client_context, server_context
+from tests.net.tlswire import NARROW
 
 BUFFERS = KernelBuffers(send=1 << 20, receive=1 << 20)
 SMALL = KernelBuffers(send=1 << 16, receive=1 << 16)
@@ -51,11 +52,13 @@ def test_records_share_segments(serve: Serve, records: int, corked: bool) -> Non
 
 
 @contextlib.contextmanager
-def established() -> Iterator[tuple[TlsTransport, ssl.SSLSocket]]:
-    """Yield a transport, and its peer's socket, with small buffers in between."""
+def established(
+    ours: KernelBuffers = SMALL, theirs: KernelBuffers = SMALL
+) -> Iterator[tuple[TlsTransport, ssl.SSLSocket]]:
+    """Yield a transport, and its peer's socket, with such buffers in between."""
     with socket.socket() as peer, socket.create_server(("127.0.0.1", 0)) as listening:
-        SMALL.apply(peer)
-        SMALL.apply(listening)
+        theirs.apply(peer)
+        ours.apply(listening)
         peer.connect(listening.getsockname())
         transport = TlsTransport(listening.accept()[0], server_context())
         with client_context().wrap_socket(
@@ -95,3 +98,32 @@ def test_blocked_at_the_last_record() -> None:
                         received += client.recv(RECORD_BYTES)
                 assert received == data
     assert blocked
+
+
+@pytest.mark.parametrize("records", range(2, 13))
+def test_refused_within_a_call(records: int) -> None:
+    """Records for which the kernel had room, but that it refuses, go out once, in order."""
+    data = memoryview(body_of(records * RECORD_BYTES + 100))
+    with established(BUFFERS, NARROW) as (transport, client):
+        # For its own reasons: room is what SO_SNDBUF leaves (tcp(7), TCP_NOTSENT_LOWAT).
+        transport._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 1)
+        while transport._fitting(len(data)) == RECORD_BYTES:
+            client.send(b"x")  # With it, the client acknowledges the last of the handshake.
+            assert transport.receive(memoryview(bytearray(8))) == 1
+        assert transport._fitting(len(data)) == records * RECORD_BYTES
+        sent = transport.send(data)
+        assert not sent
+        received = bytearray()
+        while len(received) < len(data):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                received += client.recv(RECORD_BYTES)
+            if sent < len(data):
+                sent += transport.send_many([data[sent:], data[:0]])
+        assert_same(bytes(data), bytes(received))
+
+
+def test_records_that_follow_others_count_one_by_one() -> None:
+    """What the kernel holds already may leave less room than it seems: each record counts."""
+    with established(BUFFERS, NARROW) as (transport, _):
+        assert transport.send(memoryview(bytes(RECORD_BYTES))) == RECORD_BYTES
+        assert transport._fitting(RECORD_BYTES * 2) == RECORD_BYTES

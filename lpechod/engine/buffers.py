@@ -9,23 +9,14 @@ Bytes that cannot leave in the same turn move to a buffer that belongs to one ow
 - buffers are kept for reuse: a fresh megabyte costs 256 page faults, more than copying it.
 """
 
-import sys
 from collections.abc import Callable, Hashable
 
 RECEIVE_BYTES = 256 * 1024
 """What one connection may receive in one turn: large enough that calls into the kernel weigh
 little, small enough to stay in the second-level cache and to give the other connections a turn."""
 
-TURN_BYTES = 4 * 1024 * 1024
-"""What all that are ready may receive in one turn, some milliseconds of copying, if there are more
-than each could have `RECEIVE_BYTES` of. Otherwise 256 of them could hold up the next turn, and all
-who are in it, for a third of a second."""
-
 HEADROOM_BYTES = 64
 """Added to each class, so that a body whose size is a power of two fits together with a header."""
-
-UNDIVIDED = sys.maxsize
-"""A share without a bound but what the buffer holds."""
 
 _SMALLEST = 1024
 _FACTOR = 4
@@ -39,7 +30,6 @@ class BufferPool:
         keep: how many bytes of unused buffers are kept for reuse.
 
     Attributes:
-        share: the most that an owner should receive at a time in the present turn, in bytes.
         alarm: past so many bytes given out, `on_alarm` is called with each further request.
         make_room: called when a request would pass the limit, with the bytes needed and the owner
             that asks; frees what it can before it returns.
@@ -55,13 +45,11 @@ class BufferPool:
         "limit",
         "make_room",
         "on_alarm",
-        "share",
         "shared",
     )
 
     def __init__(self, limit: int, keep: int = 16 * 1024 * 1024) -> None:
         self.shared = memoryview(bytearray(RECEIVE_BYTES + HEADROOM_BYTES))
-        self.share = UNDIVIDED
         self.limit = limit
         self.alarm = limit
         self.on_alarm: Callable[[], None] = lambda: None
@@ -71,11 +59,6 @@ class BufferPool:
         self._free: dict[int, list[memoryview]] = {}
         self._idle = 0
         self._keep = keep
-
-    def divide(self, ready: int) -> None:
-        """Divide a turn among so many that are ready."""
-        few = ready * RECEIVE_BYTES <= TURN_BYTES
-        self.share = UNDIVIDED if few else TURN_BYTES // ready
 
     def acquire(self, size: int, owner: Hashable) -> memoryview | None:
         """Give out a buffer of at least ``size`` bytes; its content is undefined.

@@ -3,6 +3,8 @@
 Rules that hold for everything that runs in a turn:
 
 - time is read once, when the wait returns, and passed down. Whoever is late is late, nobody early;
+- whoever moves little is served in each turn, and those who move much after all others, a few at a
+  time (`lpechod.engine.rotation`);
 - work created during a turn waits for the next one (`Loop.again`, timers), so a turn always ends;
 - a descriptor is closed at the end of the turn only (`Loop.defer_close`). Inside a batch of events
   its number therefore cannot come back as somebody else's;
@@ -15,6 +17,7 @@ from typing import Protocol
 
 from lpechod.engine.clock import Clock
 from lpechod.engine.poller import Poller, Ready
+from lpechod.engine.rotation import Rotation
 from lpechod.engine.wheel import NEVER, Timer, TimerWheel
 
 TICKS_PER_SECOND = 10
@@ -54,6 +57,7 @@ class Loop:
     Attributes:
         turns: how many turns it has made.
         ready: what woke the latest turn: descriptors with their masks.
+        rotation: sources that are served by turns.
         shortcut: if set, it is given these first, the number of all that the turn will call, and
             the time; it returns those that it leaves to their sources.
     """
@@ -72,6 +76,7 @@ class Loop:
         "edge_triggered",
         "now",
         "ready",
+        "rotation",
         "shortcut",
         "turns",
     )
@@ -88,6 +93,7 @@ class Loop:
         self._clock = clock
         self._on_turn = on_turn
         self.shortcut: Callable[[Ready, int, float], Ready] | None = None
+        self.rotation: Rotation[Source] = Rotation()
         self._sources: dict[int, Source] = {}
         self._again: dict[Source, int] = {}
         self._closing: list[Closing] = []
@@ -107,15 +113,48 @@ class Loop:
         now = self.now = self._clock()
         if events and self.shortcut is not None:
             ready = self.shortcut(ready, events, now)
-        if ready:
-            self._dispatch(ready, now)
-        if again:
-            self._call_again(again, now)
+        if ready or again:
+            events -= self._call(ready, again, now)
         if now >= self._due_at:
             self._expire(now)
         if self._closing:
             self._close_deferred(now)
         self._on_turn(self._clock() - now, events)
+
+    def _call(self, ready: Ready, again: dict[Source, int], now: float) -> int:
+        """Call sources, last those who are served by turns, and tell how many have to wait.
+
+        Who is ready and has asked for the turn, too, is called once, or it would be served twice.
+        """
+        members = self.rotation.members
+        if not members:
+            self._dispatch(ready, now)
+            self._call_again(again, now)
+            return 0
+        asked = members.keys() & again.keys()
+        masks = {source: again.pop(source) for source in asked}
+        others = []
+        for fd, mask in ready:
+            source = self._sources.get(fd)
+            if source is not None and source in members:
+                masks[source] = masks.get(source, 0) | mask
+            else:
+                others.append((fd, mask))
+        self._dispatch(others, now)
+        self._call_again(again, now)
+        return self._call_by_turns(masks, asked, now)
+
+    def _call_by_turns(self, masks: dict[Source, int], asked: set[Source], now: float) -> int:
+        put_off = 0
+        for source in self.rotation.line_up(masks):
+            if self.rotation.admits(source):
+                self._call_again({source: masks[source]}, now)
+                continue
+            put_off += 1
+            # A level-triggered poller will tell again.
+            if self.edge_triggered or source in asked:
+                self.again(source, masks[source])
+        return put_off
 
     def _dispatch(self, ready: Ready, now: float) -> None:
         sources = self._sources
@@ -230,6 +269,7 @@ class Loop:
         """Close something at the end of this turn, and forget what it asked `again` for."""
         self._closing.append(closing)
         self._again.pop(closing, None)
+        self.rotation.leave(closing)
 
     # Deadlines.
 

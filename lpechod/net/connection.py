@@ -12,13 +12,13 @@ is the only place that closes. Invariants:
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 from lpechod.engine.buffers import BufferPool
 from lpechod.engine.loop import Loop, Source
 from lpechod.engine.poller import ERROR, HANGUP, PEER_CLOSED, READABLE, WRITABLE
 from lpechod.engine.wheel import Timer
 from lpechod.net.handshake import Greeter, Handshake, HandshakeError
+from lpechod.net.host import Host
 from lpechod.net.transport import PeerGoneError, StreamError, Transport
 from lpechod.wire.echo import EchoProtocol
 from lpechod.wire.settings import EchoSettings
@@ -35,25 +35,6 @@ connection may ask for `READABLE` in the same turn, and that alone is the steady
 _LAST_READS = 16
 """Reads before a deadline is enforced. The buffer of a frame that has begun grows with each, so
 that even the largest is read to its end if it is there."""
-
-
-class Host(Protocol):
-    """Whoever keeps the connections."""
-
-    def on_identified(self, connection: "Connection") -> bool:
-        """Tell whether a connection may stay, now that it is known whose it is."""
-
-    def on_handshake_failed(self, connection: "Connection", error: HandshakeError) -> None:
-        """Report what is wrong with what should have preceded the first frame."""
-
-    def on_stream_failed(self, connection: "Connection", error: StreamError) -> None:
-        """Report what the peer has done to the stream."""
-
-    def on_closed(self, connection: "Connection") -> None:
-        """Forget a connection: its descriptor is closed."""
-
-    def on_defect(self, connection: "Connection", error: Exception) -> None:
-        """Report an error that is a defect of ours."""
 
 
 class Connection(Timer):
@@ -80,13 +61,13 @@ class Connection(Timer):
     """
 
     __slots__ = (
-        "_buffers",
         "_fin_sent",
         "_greeter",
         "_handshakes",
         "_host",
         "_interest",
         "_loop",
+        "_rotation",
         "_transport",
         "account",
         "listener",
@@ -115,7 +96,7 @@ class Connection(Timer):
         self._greeter = Greeter(self) if handshakes else None
         self._transport = transport
         self._loop = loop
-        self._buffers = buffers
+        self._rotation = loop.rotation
         self._host = host
         self._interest = READABLE
         self._fin_sent = False
@@ -137,9 +118,7 @@ class Connection(Timer):
         protocol = self.protocol
         try:
             if mask & self._interest & READABLE:
-                room = protocol.receive_into
-                if len(room) > self._buffers.share:
-                    room = room[: self._buffers.share]
+                room = self._rotation.room(self, protocol.receive_into)
                 self._take(self._transport.receive(room), now)
             if mask != READABLE:
                 self._handle_rest(mask, now)
@@ -151,10 +130,16 @@ class Connection(Timer):
     def _take(self, count: int, now: float) -> None:
         """Act on so many bytes that have been received; on the end, if none; or on `BLOCKED`."""
         if count > 0:
+            if count >= self._rotation.share or self in self._rotation.members:
+                self._weigh(count)
             if echo := self.protocol.receive_data(count, now):
                 self._send(echo, now)
         elif count == 0:
             self._receive_end(now)
+
+    def _weigh(self, count: int) -> None:
+        """Take note of a large read, or of any by one who is served by turns."""
+        self._rotation.weigh(self, count, self.protocol.unsent_bytes)
 
     def _send(self, echo: memoryview, now: float) -> None:
         """Send echoes, which count as sent; what the kernel does not take goes to the queue."""
@@ -313,11 +298,12 @@ class Connection(Timer):
         return now >= deadline()
 
     def _catch_up(self, now: float) -> None:
-        """Take what already waits in the kernel."""
-        if self._greeter is None:
-            self.on_ready(self._interest, now)
-        else:
-            self.shake_hands(0, now)
+        """Take what already waits in the kernel, whatever the shares of this turn."""
+        with self._rotation.undivided():
+            if self._greeter is None:
+                self.on_ready(self._interest, now)
+            else:
+                self.shake_hands(0, now)
 
     def _register(self) -> None:
         self._loop.register(self._transport.fd, self, READABLE)
@@ -328,7 +314,9 @@ class Connection(Timer):
     def _flush(self, now: float) -> None:
         views = self.protocol.data_to_send()
         if views:
-            self.protocol.bytes_sent(self._transport.send_many(views), now)
+            sent = self._transport.send_many(views)
+            self._rotation.spent += sent
+            self.protocol.bytes_sent(sent, now)
         elif self.protocol.at_end:
             self.protocol.changed = True  # What has to go out is the stream's own end.
 
@@ -360,6 +348,7 @@ class Connection(Timer):
         if protocol.state is _LINGERING and not self._fin_sent:
             self._fin_sent = True
             self._transport.end()
+        self._rotation.expect(self, protocol.unsent_bytes)
         if protocol.has_backlog:
             self._loop.again(self, _BACKLOG)
         self._watch_as_wanted()

@@ -18,7 +18,7 @@ class EdgeConnection(Connection):
     def on_ready(self, mask: int, now: float) -> None:
         """Handle readiness, and come again for what no edge will tell of."""
         protocol = self.protocol
-        room = min(len(protocol.receive_into), self._buffers.share)
+        room = len(self._rotation.room(self, protocol.receive_into))
         before = protocol.received_bytes
         super().on_ready(mask, now)
         count = protocol.received_bytes - before

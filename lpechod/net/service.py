@@ -109,7 +109,7 @@ class EchoService:
         self.counts = ConnectionCounts()
         self._gate = HandshakeGate(loop, settings.max_handshakes, self._note_delay)
         self.pool = BufferPool(settings.max_buffered_bytes)
-        self.steady = SteadyPath(self.pool, settings.echo.max_frame_bytes, tally)
+        self.steady = SteadyPath(self.pool, loop.rotation, settings.echo.max_frame_bytes, tally)
         loop.shortcut = self.steady.serve
         self.budget = MemoryBudget(self.pool, loop, log, settings.overload_percent)
         self.connections: set[Connection] = set()

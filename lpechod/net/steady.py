@@ -9,7 +9,8 @@ counted for each is counted once for all of a turn where it can be.
 Whatever else a read brings (mixed frames, a part of one, an end, an error) goes the way of all
 other connections, through `Connection` and `EchoProtocol`. Invariants:
 
-- a connection is in here exactly while its protocol is steady and it waits for nothing but bytes;
+- a connection is in here exactly while its protocol is steady, it waits for nothing but bytes, and
+  it is served in each turn, not by turns;
 - what the two paths do with the same bytes is the same, down to the last counter.
 
 Connections over TLS have a path beside this one, `lpechod.net.secured`: what differs is each call.
@@ -19,23 +20,25 @@ import os
 from collections.abc import Callable
 from typing import Protocol
 
-from lpechod.engine.buffers import RECEIVE_BYTES, TURN_BYTES, UNDIVIDED, BufferPool
+from lpechod.engine.buffers import BufferPool
+from lpechod.engine.loop import Source
 from lpechod.engine.poller import READABLE, WRITABLE, Ready
-from lpechod.net.connection import Connection, Host
+from lpechod.engine.rotation import FEW, UNDIVIDED, Rotation
+from lpechod.net.connection import Connection
+from lpechod.net.host import Host
 from lpechod.net.secured import SecuredPath
 from lpechod.net.table import SteadyTable
 from lpechod.net.transport import PeerGoneError
 from lpechod.wire.frames import Run
 from lpechod.wire.tally import Tally
 
-_FEW = TURN_BYTES // RECEIVE_BYTES
-
 
 class SteadyPath(SteadyTable["SteadyConnection"]):
     """Serves the connections of one worker that are steady; `serve` is a loop's `shortcut`.
 
     Args:
-        pool: has the buffer that is received into; told how many share a turn.
+        pool: has the buffer that is received into.
+        rotation: divides a turn; told how many share it.
         max_frame_bytes: longest body allowed.
         tally: where to count.
         receive: readv(2): takes a descriptor and buffers, returns a count.
@@ -45,18 +48,19 @@ class SteadyPath(SteadyTable["SteadyConnection"]):
         secured: serves those over TLS, in the same turn.
     """
 
-    __slots__ = ("_into", "_pool", "_receive", "_send", "secured")
+    __slots__ = ("_into", "_receive", "_rotation", "_send", "secured")
 
     def __init__(
         self,
         pool: BufferPool,
+        rotation: Rotation[Source],
         max_frame_bytes: int,
         tally: Tally,
         receive: Callable[[int, tuple[memoryview]], int] = os.readv,
         send: Callable[[int, memoryview], int] = os.write,
     ) -> None:
         super().__init__(pool.shared, max_frame_bytes, tally)
-        self._pool = pool
+        self._rotation = rotation
         self._into = (pool.shared,)
         self._receive = receive
         self._send = send
@@ -70,7 +74,8 @@ class SteadyPath(SteadyTable["SteadyConnection"]):
             crowd: how many share the turn: these, and those who have asked for it.
             now: the loop's time, in seconds.
         """
-        into = self._divide(crowd) if crowd > _FEW or self._pool.share != UNDIVIDED else self._into
+        alone = crowd <= FEW and self._rotation.share == UNDIVIDED
+        into = self._into if alone else self._divide(crowd)
         if self.secured.connections:
             ready = self.secured.serve(ready, into[0], now)
         connections, receive, send = self.connections, self._receive, self._send
@@ -115,8 +120,8 @@ class SteadyPath(SteadyTable["SteadyConnection"]):
 
     def _divide(self, crowd: int) -> tuple[memoryview]:
         """Have each receive no more than its share of the turn."""
-        self._pool.divide(crowd)
-        self._into = (self._shared[: self._pool.share],)
+        self._rotation.divide(crowd)
+        self._into = (self._shared[: self._rotation.share],)
         return self._into
 
 
@@ -184,6 +189,10 @@ class SteadyConnection(Connection):
         Connection._settle(self, now)  # noqa: SLF001 - super() would cost as much as what follows.
         self._follow()
 
+    def _weigh(self, count: int) -> None:
+        super()._weigh(count)
+        self._follow()
+
     def _register(self) -> None:
         super()._register()
         if self._greeter is None:
@@ -192,7 +201,8 @@ class SteadyConnection(Connection):
     def _follow(self) -> None:
         """Be on the steady path, or do not, as things stand."""
         path, fd = self._host.steady, self._transport.fd
-        if self.protocol.steady and self._interest == READABLE and self._greeter is None:
+        steady = self.protocol.steady and self not in self._rotation.members
+        if steady and self._interest == READABLE and self._greeter is None:
             path.join(fd, self)
         else:
             path.leave(fd)

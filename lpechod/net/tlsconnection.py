@@ -44,7 +44,7 @@ class TlsConnection(SteadyConnection):
         """Go on with ``count`` bytes that have been received into the shared buffer; 0: the end."""
         try:
             if count:
-                room = self._buffers.shared[: self._buffers.share]
+                room = self._rotation.room(self, self.protocol.receive_into)
                 count = self._transport.receive_on(self.stream, room, count)
             self._take(count, now)
             if self.protocol.changed:
@@ -66,6 +66,7 @@ class TlsConnection(SteadyConnection):
             self._loop.again(self, READABLE)
         elif (
             self.protocol.steady
+            and self not in self._rotation.members
             and self._interest == READABLE
             and self._greeter is None
             and not transport.crossed

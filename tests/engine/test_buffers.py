@@ -11,8 +11,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from lpechod.engine.buffers import (
     HEADROOM_BYTES,
     RECEIVE_BYTES,
-    TURN_BYTES,
-    UNDIVIDED,
     BufferPool,
 )
 
@@ -136,28 +134,6 @@ class TestLimit:
 
         assert pool.acquire(SMALLEST + 1, "owner") is None
         assert (pool.held, pool.held_by) == (0, {})
-
-
-class TestShare:
-    """What each of those that are ready may receive in a turn."""
-
-    def test_of_few(self) -> None:
-        """As long as they can't take more together than a turn has, nobody is bounded."""
-        pool = BufferPool(1 << 20)
-        few = TURN_BYTES // RECEIVE_BYTES
-        for ready in (0, 1, few):
-            pool.divide(ready)
-            assert pool.share == UNDIVIDED
-
-    def test_of_many(self) -> None:
-        """Many divide what a turn has, until there are few again."""
-        pool = BufferPool(1 << 20)
-        few = TURN_BYTES // RECEIVE_BYTES
-        for ready in (few + 1, 100, 256):
-            pool.divide(ready)
-            assert 0 < pool.share * ready <= TURN_BYTES
-        pool.divide(few)
-        assert pool.share == UNDIVIDED
 
 
 class TestAlarm:

@@ -314,6 +314,7 @@ class AnyKernel(RuleBasedStateMachine):
         self.tally = Tally()
         steady = SteadyPath(
             self.pool,
+            self.loop.rotation,
             SETTINGS.max_frame_bytes,
             self.tally,
             self.kernel.readv,

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from lpechod.engine.buffers import RECEIVE_BYTES, TURN_BYTES
 from lpechod.engine.poller import available
 from tests.net.conftest import Serve
 from tests.net.harness import Client, EchoServer, frame
@@ -156,17 +155,3 @@ def test_the_wheel_and_the_log_are_left_alone(serve: Serve) -> None:
     assert server.log.lines == lines
     connections = server.service.connections
     assert {each.protocol.active_at for each in connections} == {server.clock.now}
-
-
-def test_a_crowd_divides_a_turn(serve: Serve) -> None:
-    """However much waits from many clients, a turn receives no more than its budget."""
-    server = serve()
-    clients = [server.connect() for _ in range(CROWD)]
-    server.settle()
-    piece = frame(bytes(RECEIVE_BYTES)) * 2
-    for client in clients:
-        client.send_some(piece)
-    for _ in range(2):  # On the steady path, and off it.
-        before = server.tally.received_bytes
-        server.loop.turn()
-        assert TURN_BYTES // 2 < server.tally.received_bytes - before <= TURN_BYTES

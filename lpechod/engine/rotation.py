@@ -1,0 +1,144 @@
+"""How a turn is divided among those who move many bytes, so that they don't hold up the others.
+
+Whoever is ready is served in each turn of the loop, which is what keeps latencies short. But 200
+who have 256 KiB each would make a turn of a tenth of a second. So among many a turn is divided; and
+who has filled its share, and therefore has more, is served *by turns* from then on: whoever has
+waited for longest first, with as much as there is room for, until that turn's budget is used up.
+Invariants:
+
+- each turn serves the one who has waited for longest: none is in vain, and nobody has to wait for
+  more than that all others have been served once;
+- whoever moves little at a time is served in each turn, before all of those.
+"""
+
+import sys
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Generic, TypeVar
+
+from lpechod.engine.buffers import RECEIVE_BYTES
+
+SHARED_BYTES = 4 * 1024 * 1024
+"""What all that are ready may receive in one turn, some milliseconds of copying, if there are more
+than each could have `RECEIVE_BYTES` of."""
+
+FEW = SHARED_BYTES // RECEIVE_BYTES
+"""As long as no more are ready, nobody has to share."""
+
+_MANY = 256
+"""As many as one wait of epoll(7) tells of."""
+
+LEAST_SHARE_BYTES = SHARED_BYTES // _MANY
+"""What each may receive in a turn at least, however many are ready. Whoever moves less at a time is
+no burden."""
+
+ROTATED_BYTES = 512 * 1024
+"""What those who are served by turns may move in one turn, about a millisecond of copying; the last
+of them may pass it. Who echoes 200 times a second beside them falls behind if turns take five."""
+
+LITTLE_READS = 4
+"""After so many small reads one after the other, a source is served in each turn again. One alone
+does not tell: what the kernel holds of a fast sender depends on when it was looked at last. And if
+half of them were let go after one, each would have a share in the next turn: 4 MiB for all."""
+
+UNDIVIDED = sys.maxsize
+"""A share without a bound but what the buffer holds."""
+
+_Source = TypeVar("_Source")
+
+
+class Rotation(Generic[_Source]):
+    """Those who are served by turns, and the share of a turn that all others have.
+
+    Attributes:
+        share: the most that one who is not served by turns should receive in the present turn, in
+            bytes.
+        members: those who are served by turns, each with its place in line, smallest first.
+        spent: how many bytes they have moved in the present turn; for them to count.
+    """
+
+    __slots__ = ("_last", "_little", "members", "share", "spent")
+
+    def __init__(self) -> None:
+        self.share = UNDIVIDED
+        self.members: dict[_Source, int] = {}
+        self.spent = 0
+        self._last = 0
+        self._little: dict[_Source, int] = {}
+        """Members that have received little of late: how often, one time after the other."""
+
+    def divide(self, ready: int) -> None:
+        """Divide a turn among so many that are ready."""
+        if ready <= FEW:
+            self.share = UNDIVIDED
+        elif ready < _MANY:
+            self.share = SHARED_BYTES // ready
+        else:
+            self.share = LEAST_SHARE_BYTES
+
+    @contextmanager
+    def undivided(self) -> Iterator[None]:
+        """Have everybody receive as much as there is room for, within a context."""
+        share, self.share = self.share, UNDIVIDED
+        try:
+            yield
+        finally:
+            self.share = share
+
+    def room(self, source: _Source, buffer: memoryview) -> memoryview:
+        """Return the part of a buffer that a source may receive into in this turn."""
+        if len(buffer) > self.share and source not in self.members:
+            return buffer[: self.share]
+        return buffer
+
+    def join(self, source: _Source) -> None:
+        """Put a source last in line, in which it may be already."""
+        self._last += 1
+        self.members[source] = self._last
+
+    def leave(self, source: _Source) -> None:
+        """Serve a source in each turn from now on; it need not be in line."""
+        self.members.pop(source, None)
+        self._little.pop(source, None)
+
+    def weigh(self, source: _Source, received: int, pending: int) -> None:
+        """Decide how a source is served from now on: by turns, if it has filled its share.
+
+        Args:
+            source: one that is in line, or has filled its share.
+            received: how many bytes it has received with one call.
+            pending: how many bytes it has yet to send.
+        """
+        self.spent += received
+        if source not in self.members:
+            self.join(source)
+        elif received >= LEAST_SHARE_BYTES or pending >= LEAST_SHARE_BYTES:
+            self._little.pop(source, None)
+        else:
+            self._little[source] = times = self._little.get(source, 0) + 1
+            if times == LITTLE_READS:
+                self.leave(source)
+
+    def expect(self, source: _Source, pending: int) -> None:
+        """Serve a source by turns if so many bytes as it has yet to send are many.
+
+        If the peers of hundreds read at last, all that waits for them could go out in one turn.
+        """
+        if pending >= LEAST_SHARE_BYTES and source not in self.members:
+            self.join(source)
+
+    def line_up(self, ready: Collection[_Source]) -> list[_Source]:
+        """Return those who are ready in the order in which to serve them, and begin to count.
+
+        Who is no member any more is the first.
+        """
+        self.spent = 0
+        return sorted(ready, key=lambda source: self.members.get(source, 0))
+
+    def admits(self, source: _Source) -> bool:
+        """Tell whether it is a source's turn, and put it last in line if so."""
+        if source in self.members:
+            if self.spent >= ROTATED_BYTES:
+                return False
+            self.join(source)
+        return True

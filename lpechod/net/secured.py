@@ -43,11 +43,9 @@ class SecuredPath(SteadyTable[Secured]):
 
         Args:
             ready: descriptors that are ready, with their masks.
-            into: the front of the shared buffer, as much as each may receive.
+            into: the front of the shared buffer, as much as each may receive; a record at least.
             now: the loop's time, in seconds.
         """
-        if len(into) < RECORD_BYTES:
-            return ready  # So many are ready that a read may leave a part of a record.
         connections, run, reads = self.connections, self._run, 0
         size, headers, expected, echo = run.size, run.headers, run.expected, run.echo
         rest: Ready = []

@@ -81,9 +81,8 @@ class SteadyPath(SteadyTable["SteadyConnection"]):
         connections, receive, send = self.connections, self._receive, self._send
         if not connections or not ready:
             return ready
-        run, reads = self._run, 0
+        run, reads, rest = self._run, 0, []
         size, headers, expected, echo = run.size, run.headers, run.expected, run.echo
-        rest: Ready = []
         for fd, mask in ready:
             connection = connections.get(fd)
             if connection is None or mask != READABLE:

@@ -253,7 +253,8 @@ class _Client(Timer):
         rest = self._rest
         if rest is None:
             return
-        rest = self._rest = rest[self._transport.send(rest) :]
+        if rest:  # The end may have been begun: nothing can be sent behind it, not even nothing.
+            rest = self._rest = rest[self._transport.send(rest) :]
         if not rest and self._transport.take_leave():
             self._finish()
         else:

@@ -269,7 +269,8 @@ class Loop:
         """Close something at the end of this turn, and forget what it asked `again` for."""
         self._closing.append(closing)
         self._again.pop(closing, None)
-        self.rotation.leave(closing)
+        if self.rotation.members:
+            self.rotation.leave(closing)
 
     # Deadlines.
 

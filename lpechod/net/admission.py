@@ -73,16 +73,17 @@ class Admission:
 
     Attributes:
         active: how many are in.
+        limits_clients: whether there is any limit on those of one address.
     """
 
     __slots__ = (
         "_by_prefix",
         "_clients",
         "_limits",
-        "_limits_clients",
         "_prefixes",
         "_rate",
         "active",
+        "limits_clients",
         "others",
     )
 
@@ -96,7 +97,7 @@ class Admission:
         self._clients = clients
         self._prefixes = ClientPrefixes(limits.ipv4_prefix_bits, limits.ipv6_prefix_bits)
         self._by_prefix: dict[bytes, int] = {}
-        self._limits_clients = bool(limits.max_connections_per_ip or limits.connection_rate)
+        self.limits_clients = bool(limits.max_connections_per_ip or limits.connection_rate)
         self._rate: RateLimit | None = None
         if limits.connection_rate:
             self._rate = RateLimit(limits.connection_rate, limits.connection_burst)
@@ -125,7 +126,7 @@ class Admission:
         """
         if self.active + self.others() >= self._limits.max_connections:
             return "max_connections"
-        if self._limits_clients and (refusal := self.identify(host, now)) is not None:
+        if self.limits_clients and (refusal := self.identify(host, now)) is not None:
             return refusal
         self.active += 1
         return None
@@ -140,7 +141,7 @@ class Admission:
     def identify(self, host: str | None, now: float = 0.0) -> str | None:
         """Count a client that is in by now among those of its address; see `admit`."""
         per_ip = self._limits.max_connections_per_ip
-        if host is None or not self._limits_clients:
+        if host is None or not self.limits_clients:
             return None
         prefix = self._prefixes.of(host)
         count = self._by_prefix.get(prefix, 0)

@@ -11,7 +11,7 @@ is the only place that closes. Invariants:
   when the turn ends.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from lpechod.engine.buffers import BufferPool
 from lpechod.engine.loop import Loop, Source
@@ -89,10 +89,10 @@ class Connection(Timer):
         peer: object,
         listener: str,
         host: Host,
-        handshakes: Sequence[Handshake] = (),
+        handshakes: tuple[Handshake, ...] = (),
     ) -> None:
         Timer.__init__(self)  # super() costs as much as all of the attributes below.
-        self._handshakes = tuple(handshakes)  # Mostly empty, and then no object of its own.
+        self._handshakes = handshakes
         self._greeter = Greeter(self) if handshakes else None
         self._transport = transport
         self._loop = loop

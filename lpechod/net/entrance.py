@@ -18,16 +18,20 @@ class Entrance:
             about those clients. None: clients connect by themselves.
         tls: what to do a TLS handshake by, after the PROXY header if there is one. None: no TLS.
         is_plain: whether connections begin with their first frame.
+        is_open: whether anybody may connect.
     """
 
     access: AccessList = EVERYBODY
     proxies: AccessList | None = None
     tls: ssl.SSLContext | None = None
     is_plain: bool = field(init=False)
+    is_open: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        plain = self.proxies is None and self.tls is None
-        object.__setattr__(self, "is_plain", plain)  # Frozen, and asked for each connection.
+        direct = self.proxies is None
+        # It is frozen, and these are asked for each connection.
+        object.__setattr__(self, "is_plain", direct and self.tls is None)
+        object.__setattr__(self, "is_open", direct and not self.access)
 
 
 OPEN_TO_ALL = Entrance()

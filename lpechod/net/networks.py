@@ -209,6 +209,10 @@ class AccessList:
             [(network, True) for network in allow] + [(network, False) for network in deny]
         )
 
+    def __bool__(self) -> bool:
+        """Tell whether any client is treated differently from others."""
+        return bool(self._table)
+
     def permits(self, host: str | None) -> bool:
         """Tell whether a client may connect.
 

@@ -151,9 +151,8 @@ class EchoService:
                 connection that is already reset.
             listener: name of the listener.
         """
-        host = host_of(peer)
         entrance = self._entrances.get(listener, OPEN_TO_ALL)
-        refusal = self._screen(entrance, host)
+        refusal = self._screen(entrance, peer)
         if refusal is not None:
             os.close(fd)
             self._note_rejection(peer, listener, refusal)
@@ -167,8 +166,8 @@ class EchoService:
             transport, handshakes = self._furnish(fd, entrance)
             if entrance.tls is not None:
                 kind = TlsConnection
-            if entrance.proxies is not None:
-                host = None
+        known = self.admission.limits_clients and entrance.proxies is None
+        host = host_of(peer) if known else None
         self._numbers = number = self._numbers + 1
         connection: Connection | None = None
         try:
@@ -203,8 +202,11 @@ class EchoService:
         tls = TlsTransport(client, entrance.tls)
         return tls, (*greetings, TlsHandshake(tls, self._gate, self.counts.tls_handshakes))
 
-    def _screen(self, entrance: Entrance, host: str | None) -> str | None:
+    def _screen(self, entrance: Entrance, peer: object) -> str | None:
         """Count in whoever has connected, or say why not; of a proxy, the client is yet to come."""
+        if entrance.is_open and not self.admission.limits_clients:
+            return self.admission.enter()
+        host = host_of(peer)
         if entrance.proxies is not None:
             return self.admission.enter() if entrance.proxies.permits(host) else "untrusted_proxy"
         if not entrance.access.permits(host):

@@ -120,6 +120,10 @@ class Slot:
     def active(self, active: int) -> None:
         self._words[self._active] = active
 
+    def show_active(self, active: int) -> None:
+        """Set `active`: a method, for whoever calls back."""
+        self._words[self._active] = active
+
     @property
     def row(self) -> int | None:
         """Which row of the census is its worker's, if there is a census."""

@@ -81,7 +81,7 @@ class Worker(Timer):
             clients,
         )
         self._service.on_departure = self._connection_ended
-        self._service.on_count = self._count
+        self._service.on_count = slot.show_active
         self._acceptor = Acceptor(
             listeners,
             self._service.welcome,
@@ -127,9 +127,6 @@ class Worker(Timer):
         totals.log_lines_suppressed = self._log.suppressed_lines
         totals.log_lines_dropped = self._log.dropped_lines
         return totals
-
-    def _count(self, connections: int) -> None:
-        self._slot.active = connections
 
     def _obey(self, message: Message) -> None:
         if message["type"] == "drain":

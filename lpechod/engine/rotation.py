@@ -33,8 +33,9 @@ LEAST_SHARE_BYTES = SHARED_BYTES // _MANY
 no burden."""
 
 ROTATED_BYTES = 512 * 1024
-"""What those who are served by turns may move in one turn, about a millisecond of copying; the last
-of them may pass it. Who echoes 200 times a second beside them falls behind if turns take five."""
+"""What those who are served by turns may move in one turn if more than `FEW` of them are ready:
+about a millisecond of copying; the last may pass it. Whoever echoes 200 times a second beside them
+falls behind if turns take five. Of a few, none is put off for less than `SHARED_BYTES`."""
 
 LITTLE_READS = 4
 """After so many small reads one after the other, a source is served in each turn again. One alone
@@ -57,12 +58,13 @@ class Rotation(Generic[_Source]):
         spent: how many bytes they have moved in the present turn; for them to count.
     """
 
-    __slots__ = ("_last", "_little", "members", "share", "spent")
+    __slots__ = ("_budget", "_last", "_little", "members", "share", "spent")
 
     def __init__(self) -> None:
         self.share = UNDIVIDED
         self.members: dict[_Source, int] = {}
         self.spent = 0
+        self._budget = SHARED_BYTES
         self._last = 0
         self._little: dict[_Source, int] = {}
         """Members that have received little of late: how often, one time after the other."""
@@ -133,12 +135,13 @@ class Rotation(Generic[_Source]):
         Who is no member any more is the first.
         """
         self.spent = 0
+        self._budget = ROTATED_BYTES if len(ready) > FEW else SHARED_BYTES
         return sorted(ready, key=lambda source: self.members.get(source, 0))
 
     def admits(self, source: _Source) -> bool:
         """Tell whether it is a source's turn, and put it last in line if so."""
         if source in self.members:
-            if self.spent >= ROTATED_BYTES:
+            if self.spent >= self._budget:
                 return False
             self.join(source)
         return True

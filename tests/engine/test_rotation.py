@@ -10,7 +10,6 @@ from lpechod.engine.rotation import (
     FEW,
     LEAST_SHARE_BYTES,
     LITTLE_READS,
-    ROTATED_BYTES,
     SHARED_BYTES,
     UNDIVIDED,
     Rotation,
@@ -28,7 +27,7 @@ def greedy(stage: Stage, actor: Actor) -> None:
     """Have an actor be served by turns, and use up all that there is in one."""
 
     def spend(_now: float) -> None:
-        stage.loop.rotation.spent += ROTATED_BYTES
+        stage.loop.rotation.spent += SHARED_BYTES
 
     actor.act = spend
     stage.loop.rotation.join(actor)
@@ -131,7 +130,7 @@ class TestTurns:
             first, *others = rotation.line_up(names)
             assert first == names[turn % 3]
             assert rotation.admits(first)
-            rotation.weigh(first, ROTATED_BYTES, 0)
+            rotation.weigh(first, SHARED_BYTES, 0)
             assert not any(rotation.admits(other) for other in others)
 
     def test_as_long_as_there_is_room(self, rotation: Rotation[str]) -> None:
@@ -144,9 +143,22 @@ class TestTurns:
             for name in rotation.line_up(names):
                 if rotation.admits(name):
                     served.append(name)
-                    rotation.weigh(name, ROTATED_BYTES // 4, 0)
+                    rotation.weigh(name, SHARED_BYTES // 4, 0)
             assert served == names[:4]
             names = names[4:] + served
+
+    @pytest.mark.parametrize(("ready", "served"), [(FEW, 8), (FEW + 1, 1)])
+    def test_few_and_many(self, rotation: Rotation[str], ready: int, served: int) -> None:
+        """Few may move together what any few may; of many, no more than does not hold up others."""
+        names = [f"{number:02}" for number in range(ready)]
+        for name in names:
+            rotation.join(name)
+        admitted = 0
+        for name in rotation.line_up(names):
+            if rotation.admits(name):
+                admitted += 1
+                rotation.weigh(name, ROTATED_BYTES, 0)
+        assert admitted == served
 
     def test_who_was_not_ready(self, rotation: Rotation[str]) -> None:
         """Whoever was not ready when its turn came is served as soon as it is."""
@@ -162,7 +174,7 @@ class TestTurns:
         """Whoever has left after the turn began need not wait, and is not made a member."""
         rotation.join("a")
         assert rotation.line_up(["a", "b"]) == ["b", "a"]
-        rotation.spent = ROTATED_BYTES
+        rotation.spent = SHARED_BYTES
         assert rotation.admits("b")
         assert not rotation.admits("a")
         assert "b" not in rotation.members

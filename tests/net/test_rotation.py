@@ -164,7 +164,7 @@ def test_echoes_that_all_can_be_sent_at_last(serve: Serve) -> None:
                 pass
         before = sent()
         server.turn()
-        assert sent() - before <= ROTATED_BYTES + 2 * ONE_READ
+        assert sent() - before <= SHARED_BYTES + 2 * ONE_READ
 
 
 def test_who_had_to_wait_is_not_late(serve: Serve) -> None:

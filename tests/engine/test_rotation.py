@@ -10,6 +10,7 @@ from lpechod.engine.rotation import (
     FEW,
     LEAST_SHARE_BYTES,
     LITTLE_READS,
+    ROTATED_BYTES,
     SHARED_BYTES,
     UNDIVIDED,
     Rotation,

@@ -11,7 +11,6 @@ import trustme
 
 from lpechod.engine.poller import available
 from lpechod.net.tls import TlsTransport
-from lpechod.ops import exporter
 from lpechod.ops.exporter import MAX_CLIENTS, TIMEOUT_SECONDS
 from tests.ops.test_exporter import (
     PATIENCE_SECONDS,
@@ -187,32 +186,27 @@ def test_a_large_page_and_little_room(stage: Stage, pair: socket.socket) -> None
     leave(stage, pair)
 
 
-class Reluctant(TlsTransport):
-    """A transport that sends its end, but says at first that the kernel had no room for it."""
-
-    __slots__ = ("asked",)
-
-    def take_leave(self) -> bool:
-        done = super().take_leave()
-        if hasattr(self, "asked"):
-            return done
-        self.asked = True
-        return False
-
-
-@pytest.fixture(name="reluctant")
-def _reluctant(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporter, "TlsTransport", Reluctant)
-
-
-@pytest.mark.usefixtures("reluctant")
 def test_no_room_for_the_end(stage: Stage, pair: socket.socket) -> None:
     """A close_notify that has to wait for room is all that is tried again."""
+    refusals = [False]
+
+    class Reluctant(TlsTransport):
+        """Sends its end, but says at first that the kernel had no room for it."""
+
+        __slots__ = ()
+
+        def take_leave(self) -> bool:
+            done = super().take_leave()
+            return refusals.pop() if refusals else done
+
+    (client,) = stage.exporter.clients
+    client._transport.__class__ = Reluctant
     scraper = Scraper(stage, pair, client_context())
     scraper.shake_hands()
     scraper.send(REQUEST)
     assert Answer(scraper.read_to_end()).status == 200
     stage.run()
+    assert not refusals
     assert len(stage.exporter.clients) == 1, "does not wait for the client's end"
     leave(stage, pair)
 

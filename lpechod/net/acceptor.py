@@ -115,6 +115,11 @@ class Acceptor(Timer):
         """Whether accepting has failed, and is not being tried again yet."""
         return self._reason is not None
 
+    @property
+    def gives_way(self) -> bool:
+        """Whether new connections are left to other workers, until `rejoin`."""
+        return self._gives_way
+
     def start(self) -> None:
         """Begin to accept, or go on."""
         self._started = True

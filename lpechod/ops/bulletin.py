@@ -1,8 +1,8 @@
 """When a worker shows its counters to the others: at each heartbeat, and less often at rest.
 
-To gather and to lay out all numbers is more than half of what a heartbeat costs, and ten of them a
-second are all that a worker at rest does. So while nothing happens but heartbeats, its numbers are
-shown once a second: nothing in them changes then but how long it has been turning.
+Heartbeats are all that a worker at rest does, and to gather and to lay out all numbers is more than
+half of what each costs. So while nothing happens but heartbeats, its numbers are shown once a
+second: nothing in them changes then but how long it has been turning.
 """
 
 from collections.abc import Callable
@@ -12,8 +12,8 @@ from lpechod.net.service import EchoService
 from lpechod.ops.counters import Totals
 from lpechod.ops.segment import Slot
 
-BEATS_AT_REST = 10
-"""Every so many heartbeats, a second, the numbers are shown in any case."""
+BEATS_AT_REST = 5
+"""Every so many heartbeats at rest, a second, the numbers are shown in any case."""
 
 
 class Bulletin:
@@ -24,9 +24,21 @@ class Bulletin:
         loop: the worker's; tells whether there were turns beside the heartbeats.
         service: tells whether anything was done in them.
         totals: gathers what is to be shown.
+
+    Attributes:
+        at_rest: whether nothing has happened since the heartbeat before the latest.
     """
 
-    __slots__ = ("_loop", "_progress", "_service", "_slot", "_totals", "_turns", "_withheld")
+    __slots__ = (
+        "_loop",
+        "_progress",
+        "_service",
+        "_slot",
+        "_totals",
+        "_turns",
+        "_withheld",
+        "at_rest",
+    )
 
     def __init__(
         self, slot: Slot, loop: Loop, service: EchoService, totals: Callable[[], Totals]
@@ -38,14 +50,15 @@ class Bulletin:
         self._turns = loop.turns
         self._progress = service.progress
         self._withheld = 0
+        self.at_rest = False
 
     def beat(self) -> None:
         """Show what is new; to be called with each heartbeat."""
         turns, progress = self._loop.turns, self._service.progress
-        at_rest = turns - self._turns == 1 and progress == self._progress
+        self.at_rest = turns - self._turns == 1 and progress == self._progress
         self._turns, self._progress = turns, progress
         self._withheld += 1
-        if not at_rest or self._withheld >= BEATS_AT_REST:
+        if not self.at_rest or self._withheld >= BEATS_AT_REST:
             self.show()
 
     def show(self) -> None:

@@ -31,7 +31,7 @@ from lpechod.ops.units import format_duration, format_size
 # Descriptors are C ints: nothing that is counted here can outnumber them.
 _MAX_COUNT: Final = 2**31 - 1
 
-# Workers give a sign of life ten times a second, in between two turns of their loop.
+# Workers give a sign of life five times a second at least, between two turns of their loop.
 _MIN_WATCHDOG_SECONDS: Final = 1.0
 
 

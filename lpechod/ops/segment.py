@@ -255,7 +255,7 @@ class Segment:
     def release(self, slot: Slot) -> None:
         """Set a slot free, whose worker has been reaped. Only the supervisor may do this."""
         slot.state = SlotState.FREE
-        slot.active = 0  # For the siblings, who look for free slots ten times a second only.
+        slot.active = 0  # For the siblings, who look for free slots at heartbeats only.
 
     def slot(self, index: int) -> Slot:
         """Return a slot, whatever its state.

@@ -16,8 +16,9 @@ import sys
 from lpechod.ops.segment import Segment, Slot, SlotState
 
 _STALE_BEATS = 5
-"""Own heartbeats, of which ten are a second, without one of a sibling's: then that one counts as
-stalled. It must be well under the second that clients may be made to wait by a stopped worker."""
+"""Own heartbeats without one of a sibling's: then that one counts as stalled. There are ten a
+second (at rest five, but who waits for others is not at rest), and it must be well under the second
+that clients may be made to wait by a stopped worker."""
 
 _ACCEPTING = (SlotState.STARTING, SlotState.READY)
 """Whoever is just starting will accept in a moment; a worker that did not wait for it would have
@@ -63,7 +64,7 @@ class Siblings:
             for unchanged, count, before in zip(self._silent, beats, self._beats, strict=True)
         ]
         self._beats = beats
-        # Mostly nothing has changed, and ten times a second that is all a worker at rest finds out.
+        # Mostly nothing has changed, and again and again that is all a worker at rest finds out.
         if changed or stale or max(self._silent) >= _STALE_BEATS:
             self._peers = [
                 slot

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Collection
 
 from lpechod.engine import clock
-from lpechod.engine.loop import Loop
+from lpechod.engine.loop import TICKS_PER_SECOND, Loop
 from lpechod.engine.poller import open_poller
 from lpechod.engine.signals import SignalPipe
 from lpechod.engine.wheel import Timer
@@ -34,6 +34,8 @@ from lpechod.wire.settings import EchoSettings
 from lpechod.wire.tally import Tally
 
 _END_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+_REST_SECONDS = 1.5 / TICKS_PER_SECOND
 
 
 class Worker(Timer):
@@ -117,9 +119,10 @@ class Worker(Timer):
             paused = self._acceptor.suspended
             self._slot.state = SlotState.PAUSED if paused else SlotState.READY
             self._acceptor.rejoin()
-        # The next tick of the wheel: a tenth of a second from now is past that, and would be every
-        # second one.
-        self._loop.schedule(self, now)
+        # The next tick of the wheel, or at rest the one after it: on a machine with nothing else to
+        # do, nearly all that a heartbeat costs is what it has to fetch into cold caches.
+        resting = self._bulletin.at_rest and not self._acceptor.gives_way
+        self._loop.schedule(self, now + _REST_SECONDS if resting else now)
 
     def _totals(self) -> Totals:
         totals = gather(self._service, self._loop, self._watch)

@@ -63,7 +63,7 @@ def _stage() -> Iterator[Stage]:
 
 
 def test_at_rest(stage: Stage) -> None:
-    """While nothing happens but heartbeats, the numbers are shown with every tenth of them."""
+    """While nothing happens but heartbeats, the numbers are shown with every fifth of them."""
     assert stage.gathered == 1
     stage.turn(BEATS_AT_REST - 1)
     assert stage.gathered == 1
@@ -96,7 +96,7 @@ def test_what_heartbeats_alone_bring_is_new(stage: Stage) -> None:
     client, accepted = socket.socketpair()
     with client:
         stage.service.welcome(accepted.detach(), "", "listener")
-        stage.turn(5)
+        stage.turn(2)
         gathered = stage.gathered
         (connection,) = stage.service.connections
         connection.shed(stage.loop.now)
@@ -109,10 +109,10 @@ def test_what_heartbeats_alone_bring_is_new(stage: Stage) -> None:
 
 def test_show(stage: Stage) -> None:
     """Whoever wants the numbers to be seen now has them shown, and a second begins anew."""
-    stage.turn(5)
+    stage.turn(3)
     stage.bulletin.show()
     assert stage.gathered == 2
-    assert sum(stage.slot.totals().turns) == 5
+    assert sum(stage.slot.totals().turns) == 3
     stage.turn(BEATS_AT_REST - 1)
 
     assert stage.gathered == 2

@@ -10,6 +10,9 @@ from lpechod.engine.loop import Loop
 from lpechod.engine.wheel import Timer
 from lpechod.net.connection import Connection
 
+_FILED_PER_TURN = 256
+"""About a millisecond: a storm brings ten times as many in a tick, and must not hold up others."""
+
 
 class Newcomers(Timer):
     """The connections of one worker since the last tick.
@@ -35,9 +38,15 @@ class Newcomers(Timer):
 
     def on_deadline(self, now: float) -> None:
         """File those who are still there."""
-        for connection in tuple(self._connections):
+        self.on_ready(0, now)
+
+    def on_ready(self, _mask: int, now: float) -> None:
+        """File some of them, and the others in the turns that follow."""
+        for _ in range(min(_FILED_PER_TURN, len(self._connections))):
+            connection = self._connections.pop()
             try:
                 connection.on_deadline(now)
             except Exception as error:  # noqa: BLE001 - a defect ends its own connection only.
                 connection.on_failure(error, now)
-        self._connections.clear()
+        if self._connections:
+            self._loop.again(self, 0)

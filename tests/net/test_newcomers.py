@@ -1,15 +1,22 @@
 """Newcomers: connections that the timer wheel does not know before its next tick."""
 
 import socket
+from contextlib import ExitStack
 
 import pytest
 
+from lpechod.engine.loop import Loop
+from lpechod.engine.poller import open_poller
+from lpechod.net.service import EchoService, ServiceSettings
 from lpechod.net.steady import SteadyConnection
 from lpechod.wire.settings import EchoSettings
+from lpechod.wire.tally import Tally
+from tests.fake_time import FakeClock, FakeTimePoller
 from tests.net.conftest import Serve
-from tests.net.harness import descriptors, frame
+from tests.net.harness import RecordingLog, descriptors, frame
 
 TICK = 0.1
+FILED_PER_TURN = 256
 ROUNDING = 0.002
 """Time-outs of pollers are rounded up to a millisecond, that before the accept included."""
 
@@ -54,6 +61,27 @@ def test_deadlines_are_met_in_time(serve: Serve, idle_s: float) -> None:
 
     assert line["reason"] == "idle_timeout"
     assert idle_s <= line["duration_s"] <= idle_s + TICK + ROUNDING  # type: ignore[operator]
+
+
+def test_a_storm_is_filed_in_several_turns() -> None:
+    """However many come within a tick, no turn files more than a few hundred of them."""
+    clock = FakeClock()
+    loop = Loop(FakeTimePoller(open_poller("auto"), clock), clock)
+    service = EchoService(ServiceSettings(), loop, Tally(), RecordingLog())
+    with ExitStack() as stack:
+        stack.callback(loop.close)
+        for _ in range(FILED_PER_TURN + 10):
+            ours, theirs = socket.socketpair()
+            stack.callback(theirs.close)
+            service.welcome(ours.detach(), "", "listener")
+        assert loop.timers == 1
+        loop.turn()
+        assert loop.timers == FILED_PER_TURN
+        loop.turn()
+        assert loop.timers == FILED_PER_TURN + 10
+        service.cut(clock.now)
+        loop.turn()
+    assert not service.connections
 
 
 def test_a_defect_costs_its_own_connection(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

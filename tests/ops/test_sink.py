@@ -19,8 +19,6 @@ from hypothesis import strategies as st
 
 from lpechod.ops.sink import LogSink
 
-pytestmark = pytest.mark.timeout(20)
-
 PAGE = 4096
 PIPE_SIZE = 4 * PAGE
 NOBODY = 65534

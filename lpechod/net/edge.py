@@ -18,6 +18,8 @@ class EdgeConnection(Connection):
     def on_ready(self, mask: int, now: float) -> None:
         """Handle readiness, and come again for what no edge will tell of."""
         protocol = self.protocol
+        if protocol.foreseen_bytes:
+            self._make_room()  # What follows has to know the room.
         room = len(self._rotation.room(self, protocol.receive_into))
         before = protocol.received_bytes
         super().on_ready(mask, now)

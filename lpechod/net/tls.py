@@ -8,8 +8,8 @@ become one, but a small record costs no less, and each connection keeps buffers 
 largest burst that it ever had. OpenSSL frees its own when they are empty (SSL_MODE_RELEASE_BUFFERS,
 which Python sets; SSL_CTX_set_mode(3)).
 
-SSLSocket's ``read`` and ``write`` are used, not ``recv_into`` and ``send``, which fall back to plain
-text where they find no TLS any more; and they are called where they are written in C.
+SSLSocket's ``read`` and ``write`` are used, not ``recv_into`` and ``send``, which fall back to
+plain text where they find no TLS any more; and they are called where they are written in C.
 
 What it says of errors (SSL_get_error(3)) becomes three things: `BLOCKED`, which may mean either
 direction (`TlsTransport.crossed`); `PeerGoneError`, as without TLS; and `StreamError`.
@@ -21,13 +21,20 @@ import socket
 import ssl
 import termios
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 from lpechod.engine.loop import Source
 from lpechod.engine.poller import READABLE, WRITABLE
 from lpechod.net.handshake import HandshakeError
 from lpechod.net.handshakegate import HandshakeGate
-from lpechod.net.transport import BLOCKED, PEER_GONE, PeerGoneError, StreamError, translated
+from lpechod.net.transport import (
+    BLOCKED,
+    PEER_GONE,
+    PeerGoneError,
+    StreamError,
+    translated,
+    waiting,
+)
 from lpechod.wire.states import CloseReason
 
 RECORD_BYTES = 16384
@@ -132,7 +139,7 @@ class TlsTransport:
         except ssl.SSLWantWriteError:
             return WRITABLE
         # Its methods only check what we know, and call those of this object; for 21 bytecodes each.
-        self.stream = getattr(stream, "_sslobj", stream)
+        self.stream = cast("Stream", getattr(stream, "_sslobj", stream))
         return None
 
     def receive(self, buffer: memoryview) -> int:
@@ -231,6 +238,10 @@ class TlsTransport:
                 break
         return sent
 
+    def waiting(self) -> int:
+        """Ask the kernel; see `Transport.waiting`. What makes records of it hardly counts."""
+        return waiting(self.fd)
+
     def take_leave(self) -> bool:
         """Send a close_notify; see `Transport.take_leave`."""
         if self.stream is None or self._failure is not None:
@@ -260,7 +271,6 @@ class TlsTransport:
     def close(self) -> None:
         """Close the socket, and forget an error, whose traceback leads back to here."""
         self._failure = None
-        self.stream = None
         self._socket.close()
 
     def _cork(self, on: int) -> bool:

@@ -5,12 +5,18 @@ answers: a count, `BLOCKED`, and `PeerGoneError`. Every other error is a defect 
 """
 
 import errno
+import fcntl
 import os
 import socket
+import sys
+import termios
 from collections.abc import Sequence
 from typing import Protocol
 
 from lpechod.wire.states import CloseReason
+
+_COUNT = bytes(4)
+"""An int for ioctl(2) to fill in."""
 
 BLOCKED = -1
 """Nothing to be received now."""
@@ -95,6 +101,9 @@ class Transport(Protocol):
             PeerGoneError: the connection is over.
         """
 
+    def waiting(self) -> int:
+        """Return about how many bytes are there to be received."""
+
     def take_leave(self) -> bool:
         """Say within the stream that nothing more will be sent, if it has a word for that.
 
@@ -162,6 +171,10 @@ class PlainTransport:
         if not isinstance(error, BlockingIOError):
             raise translated(error) from error
 
+    def waiting(self) -> int:
+        """Ask the kernel; see `Transport.waiting`."""
+        return waiting(self.fd)
+
     def take_leave(self) -> bool:
         """Do nothing: the FIN says it."""
         return True
@@ -185,6 +198,11 @@ class PlainTransport:
             os.close(fd)
         except ConnectionResetError:
             pass  # FreeBSD tells of it even now.
+
+
+def waiting(fd: int) -> int:
+    """Return how many bytes the kernel has for a socket's reader (FIONREAD, ioctl_tty(2))."""
+    return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, _COUNT), sys.byteorder)
 
 
 def translated(error: OSError) -> Exception:

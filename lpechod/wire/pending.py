@@ -34,9 +34,9 @@ class _Chunk:
 
     __slots__ = ("buffer", "end", "frames", "since", "start")
 
-    def __init__(self, buffer: memoryview, end: int, frames: int, since: float) -> None:
+    def __init__(self, buffer: memoryview, start: int, end: int, frames: int, since: float) -> None:
         self.buffer = buffer
-        self.start = 0
+        self.start = start
         self.end = end
         self.frames = frames
         self.since = since
@@ -61,10 +61,18 @@ class PendingEchoes:
         self.size = 0
         """Bytes that wait."""
 
-    def append(self, buffer: memoryview, size: int, frames: int, now: float) -> None:
-        """Take over a buffer whose first ``size`` bytes are ``frames`` whole frames."""
-        self._chunks.append(_Chunk(buffer, size, frames, now))
-        self.size += size
+    def append(self, buffer: memoryview, size: int, frames: int, now: float, sent: int = 0) -> None:
+        """Take over a buffer with echoes.
+
+        Args:
+            buffer: the buffer.
+            size: how many bytes at its front are whole frames.
+            frames: how many of these wait.
+            now: the time.
+            sent: how many bytes have been sent of it.
+        """
+        self._chunks.append(_Chunk(buffer, sent, size, frames, now))
+        self.size += size - sent
 
     def append_copy(self, echo: memoryview, frames: int, now: float) -> bool:
         """Copy echoes that lie in somebody else's buffer.

@@ -1,5 +1,6 @@
 """Buffer pool: size classes, the account of each owner, the limit, and reuse."""
 
+import ctypes
 from collections import Counter
 from collections.abc import Hashable
 
@@ -70,6 +71,13 @@ class TestClasses:
         for buffer in (pool.shared, _acquire(pool, 1)):
             assert (buffer.readonly, buffer.format, buffer.contiguous) == (False, "B", True)
         assert len(pool.shared) >= RECEIVE_BYTES
+
+    def test_large_ones_begin_far_from_the_front_of_a_page(self) -> None:
+        """What the kernel copies into a large buffer does not alias the front of its own pages."""
+        pool = BufferPool(limit=4 * _MIB)
+        for buffer in (pool.shared, _acquire(pool, 20_000), _acquire(pool, _MIB)):
+            place = ctypes.addressof(ctypes.c_char.from_buffer(buffer)) % 4096
+            assert 1024 <= place <= 3072
 
     def test_buffers_are_disjoint(self) -> None:
         """Two buffers given out at a time never share memory."""

@@ -103,6 +103,10 @@ class KernelSocket:
         del self.incoming[:count]
         return count
 
+    def waiting(self) -> int:
+        """Tell how much has arrived."""
+        return len(self.incoming)
+
     def send(self, data: memoryview) -> int:
         """Take as much as there is room for."""
         return self.send_many([data])

@@ -9,7 +9,7 @@ import pytest
 
 from lpechod.engine.buffers import RECEIVE_BYTES
 from lpechod.engine.poller import available
-from lpechod.engine.rotation import ROTATED_BYTES, SHARED_BYTES
+from lpechod.engine.rotation import FEW, ROTATED_BYTES, SHARED_BYTES
 from lpechod.net.entrance import OPEN_TO_ALL, Entrance
 from lpechod.wire.settings import EchoSettings
 from tests.net.conftest import Serve
@@ -63,6 +63,16 @@ class Bulk:
                 self._positions[number] = (self._positions[number] + sent) % len(PIECE)
             while self.reading and client.receive_some():
                 pass
+
+
+def exchange_large(server: EchoServer, clients: Sequence[Client]) -> None:
+    """Have each send a large frame on its own, so that another is foreseen."""
+    for client in clients:
+        assert client.send_some(LARGE) == len(LARGE)
+        assert client.receive_exactly(len(LARGE)) == LARGE
+    server.settle()
+    for client in clients:
+        assert server.connection_of(client).protocol.foreseen_bytes == len(LARGE)
 
 
 def bulk(server: EchoServer, *, reading: bool = True) -> Bulk:
@@ -165,6 +175,45 @@ def test_echoes_that_all_can_be_sent_at_last(serve: Serve) -> None:
         before = sent()
         server.turn()
         assert sent() - before <= SHARED_BYTES + 2 * ONE_READ
+
+
+def test_large_frames_of_a_crowd(serve: Serve) -> None:
+    """Memory for frames that are foreseen follows the shares of a turn, not what waits."""
+    server = serve()
+    crowd = bulk(server)
+    exchange_large(server, crowd.clients)
+    before = server.tally.received_bytes
+    for client in crowd.clients:
+        assert client.send_some(LARGE) == len(LARGE)
+    server.loop.turn()
+    received = server.tally.received_bytes - before
+    assert received <= SHARED_BYTES
+    assert server.service.pool.held <= 4 * received
+    for client in crowd.clients:
+        assert client.receive_exactly(len(LARGE)) == LARGE
+
+
+def test_a_turn_of_large_frames(serve: Serve) -> None:
+    """What those who send much are sent counts for their turn as well as what they have sent."""
+    server = serve()
+    crowd = bulk(server)
+    exchange_large(server, crowd.clients)
+    for client in crowd.clients:
+        server.loop.rotation.join(server.connection_of(client))
+        assert client.send_some(LARGE) == len(LARGE)
+
+    def moved() -> int:
+        tally = server.tally
+        return tally.received_bytes + tally.echoed_bytes - tally.unsent_bytes
+
+    end = moved() + 2 * (CROWD - FEW - 4) * len(LARGE)
+    while moved() < end:  # The last few need not share.
+        before = moved()
+        server.turn()
+        assert moved() - before <= ROTATED_BYTES + 2 * len(LARGE)
+        for client in crowd.clients:
+            while client.receive_some():
+                pass
 
 
 def test_who_had_to_wait_is_not_late(serve: Serve) -> None:

@@ -100,6 +100,16 @@ def test_blocked_at_the_last_record() -> None:
     assert blocked
 
 
+def test_how_much_waits() -> None:
+    """How many bytes wait is known, give or take what makes a record of them."""
+    with established() as (transport, client):
+        assert transport.waiting() == 0
+        client.send(bytes(10_000))
+        assert 10_000 <= transport.waiting() <= 10_100
+        assert transport.receive(memoryview(bytearray(20_000))) == 10_000
+        assert transport.waiting() == 0
+
+
 @pytest.mark.parametrize("records", range(2, 13))
 def test_refused_within_a_call(records: int) -> None:
     """Records for which the kernel had room, but that it refuses, go out once, in order."""

@@ -57,6 +57,17 @@ class TestReceive:
         assert transport.receive(buffer) == 1
         assert bytes(buffer[:1]) == b"e"
 
+    def test_how_much(self, pair: Pair, buffer: memoryview) -> None:
+        """How many bytes wait is known, however many that are."""
+        transport, peer = pair
+        assert transport.waiting() == 0
+        peer.send(b"x" * 1000)
+        assert transport.waiting() == 1000
+        transport.receive(buffer)
+        assert transport.waiting() == 936
+        peer.close()
+        assert transport.waiting() == 936
+
     def test_nothing_yet(self, pair: Pair, buffer: memoryview) -> None:
         """An empty socket does not block."""
         transport, _ = pair

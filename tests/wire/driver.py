@@ -217,6 +217,8 @@ class Shell:
     def receive(self) -> None:
         """Receive once, and send at once what that returns."""
         protocol = self.protocol
+        if protocol.foreseen_bytes:
+            protocol.make_room(len(self.inbox))
         into = protocol.receive_into
         segment = next(self._segments, self.segment or len(self.inbox))
         count = min(len(into), len(self.inbox), segment)
@@ -356,7 +358,7 @@ class Shell:
         used = sum(chunk.end for chunk in chunks)
         if protocol._partial is not None:
             buffers.append(protocol._partial.buffer)
-            used += protocol._partial.have
+            used += protocol._partial.have + len(self.inbox)
             into = protocol.receive_into.obj
             assert into is protocol._partial.buffer.obj or into is self.pool.shared.obj
         else:

@@ -33,7 +33,9 @@ WORKLOADS = (
     Workload("64 B, 1 connection", 1, 64),
     Workload("64 B, 50 connections", 50, 64),
     Workload("4 KiB, 50 connections", 50, 4096),
+    Workload("256 KiB, 1 connection", 1, 256 << 10),
     Workload("256 KiB, 4 connections", 4, 256 << 10),
+    Workload("1 MiB, 1 connection", 1, 1 << 20),
     Workload("1 MiB, 4 connections", 4, 1 << 20),
 )
 

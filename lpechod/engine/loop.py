@@ -28,6 +28,10 @@ _LONGEST_SLEEP_SECONDS = 86_400.0
 """epoll_wait(2) and poll(2) take milliseconds in an int: 24.8 days. A turn a day costs nothing."""
 
 
+_NOBODY: dict["Source", int] = {}
+"""Those who have asked for a turn, mostly; for the loop to read only."""
+
+
 class Source(Protocol):
     """Owner of a descriptor."""
 
@@ -106,8 +110,16 @@ class Loop:
 
     def turn(self) -> None:
         """Wait until something is due, and do it."""
-        again, self._again = self._again, {}
-        ready = self.ready = self._poll(0.0 if again else self._time_to_sleep())
+        again = self._again
+        if again:
+            self._again = {}
+            sleep: float | None = 0.0
+        else:
+            again = _NOBODY  # Who asks from now on is for the next turn.
+            sleep = self._due_at - self._clock()
+            if not 0.0 <= sleep <= _LONGEST_SLEEP_SECONDS:
+                sleep = _bounded(sleep)
+        ready = self.ready = self._poll(sleep)
         events = len(ready) + len(again)
         self.turns += 1
         now = self.now = self._clock()
@@ -186,17 +198,6 @@ class Loop:
     def close(self) -> None:
         """Close the poller. The descriptors belong to their sources."""
         self._poller.close()
-
-    def _time_to_sleep(self) -> float | None:
-        due_at = self._due_at
-        if due_at == math.inf:
-            return None
-        sleep = due_at - self._clock()
-        if sleep < 0.0:
-            return 0.0
-        if sleep > _LONGEST_SLEEP_SECONDS:  # min() would cost a twentieth of a turn for a frame.
-            return _LONGEST_SLEEP_SECONDS
-        return sleep
 
     def _note_due(self) -> None:
         # (n / 10) * 10 is n for each integer, since 10 is the sum of two powers of two (Kahan), so
@@ -311,3 +312,10 @@ class Loop:
     def timers(self) -> int:
         """How many timers are filed."""
         return len(self._wheel)
+
+
+def _bounded(sleep: float) -> float | None:
+    """Return how many seconds to wait for what is due at an extreme time; None is for ever."""
+    if sleep == math.inf:
+        return None
+    return min(max(sleep, 0.0), _LONGEST_SLEEP_SECONDS)

@@ -68,16 +68,16 @@ class TestTurn:
         assert times == [1000.1] * 4
 
     def test_clock_readings(self, stage: Stage, ready: Callable[..., Actor]) -> None:
-        """A turn reads the clock at its start and at its end, and once more for a time-out."""
+        """A turn reads the clock at its start and at its end, and before a wait for a time-out."""
         ready("source")
         stage.clock.readings = 0
         stage.loop.turn()
-        assert stage.clock.readings == 2
+        assert stage.clock.readings == 3
 
-        stage.loop.schedule(Actor(stage, "timer"), 2000.0)
+        stage.loop.again(Actor(stage, "again"), 0)
         stage.clock.readings = 0
         stage.loop.turn()
-        assert stage.clock.readings == 3
+        assert stage.clock.readings == 2
 
     def test_reports_itself(self, stage: Stage, ready: Callable[..., Actor]) -> None:
         """Each turn reports how long it took without its wait, and how many events it had."""

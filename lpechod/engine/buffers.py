@@ -13,8 +13,9 @@ import mmap
 from collections.abc import Callable, Hashable
 
 RECEIVE_BYTES = 256 * 1024
-"""What one connection may receive in one turn: large enough that calls into the kernel weigh
-little, small enough to stay in the second-level cache and to give the other connections a turn."""
+"""What one connection may receive in one turn, but for the rest of a larger frame: large enough
+that calls into the kernel weigh little, small enough to stay in the second-level cache and to give
+the other connections a turn."""
 
 HEADROOM_BYTES = 64
 """Added to each class, so that a body whose size is a power of two fits together with a header."""
@@ -23,11 +24,11 @@ _PAGE_OFFSET_BYTES = 3072
 """Where in a page a large buffer begins: far from where data begins in the kernel's own pages.
 
 The kernel copies with ``rep movsb`` where the CPU says that it is fast (FSRM). On AMD's Zen 4 that
-takes 16 times as long if the destination is 1 to 15 bytes behind the source, apart from multiples
-of 4096: 3.4 instead of 55 GB/s. What a socket is given starts at the front of a page of the
-kernel's, or some frames' headers of four bytes behind it; and malloc(3) starts a large block 16
-bytes behind the front of a page. So echoes of 1 MiB over loopback took up to twice the CPU, from
-one run to the next."""
+takes 16 times as long if the destination's place in its page is 1 to 15 bytes further on than the
+source's: 3.4 instead of 55 GB/s. What a socket is given starts at the front of a page of the
+kernel's, or some frames' headers of four bytes further on; and malloc(3) starts a large block 16
+bytes from the front of a page. Over loopback that met so often that an echo of 1 MiB took 1.2 times
+the CPU."""
 
 _LEAST_MAPPED_BYTES = 16 * 1024
 """Smaller buffers come from malloc(3), which wastes no page for each."""

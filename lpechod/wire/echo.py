@@ -166,6 +166,7 @@ class EchoProtocol(Lifecycle):
         if self._spare is not None:
             self.receive_into = self._spare[: self.foreseen_bytes]
             self.foreseen_bytes = 0
+            self.changed = True  # If nothing is received after all, `advance` gives it back.
 
     # Sending.
 

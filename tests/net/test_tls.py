@@ -186,9 +186,6 @@ class Crossing:
         """Return that nothing is left of a record."""
         return 0
 
-    def unwrap(self) -> None:
-        """Take leave."""
-
 
 def crossing(server: EchoServer, client: TlsClient) -> Crossing:
     """Put a stand-in in the place of OpenSSL, so that the stream is in the clear."""

@@ -101,6 +101,14 @@ def test_nothing_comes_after_all(shell: Shell) -> None:
     assert shell.held == 0
 
 
+def test_nothing_comes_yet(shell: Shell) -> None:
+    """A buffer into which nothing was received, as of half a record of TLS, is given back."""
+    shell.call(lambda: shell.protocol.make_room(60_000))
+    assert shell.held == 0
+    shell.feed(OTHER)
+    assert echoed(shell) == OTHER
+
+
 def test_header_in_part(shell: Shell) -> None:
     """A frame of which three bytes come is one that has begun, with its deadline."""
     shell.segment = 3

@@ -32,6 +32,13 @@ class Output:
         self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         self.clock = FakeClock()
         self._path = path
+        self._opened: list[Log] = []
+
+    def close(self) -> None:
+        """Close it, and what was opened on it."""
+        for log in self._opened:
+            log.close()
+        os.close(self.descriptor)
 
     def open(
         self,
@@ -43,7 +50,7 @@ class Output:
         **context: object,
     ) -> Log:
         """Open a log that would write to this file."""
-        return open_log(
+        log = open_log(
             level,
             log_format,
             burst,
@@ -54,6 +61,8 @@ class Output:
             environ={},
             context=context,
         )
+        self._opened.append(log)
+        return log
 
     def text(self) -> str:
         """Return what was written so far."""
@@ -68,7 +77,7 @@ class Output:
 def _output(tmp_path: Path) -> Iterator[Output]:
     output = Output(tmp_path / "stderr")
     yield output
-    os.close(output.descriptor)
+    output.close()
 
 
 @contextlib.contextmanager
@@ -79,7 +88,7 @@ def temporary_output() -> Iterator[Output]:
     try:
         yield output
     finally:
-        os.close(output.descriptor)
+        output.close()
         os.close(descriptor)
 
 

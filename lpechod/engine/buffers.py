@@ -88,7 +88,7 @@ class BufferPool:
         Returns:
             A buffer, or None if the limit is reached and `make_room` freed too little.
         """
-        capacity = _capacity(size)
+        capacity = capacity_for(size)
         if self.held + capacity > self.limit:
             self.make_room(capacity, owner)
             if self.held + capacity > self.limit:
@@ -122,7 +122,8 @@ class BufferPool:
             self._free.setdefault(capacity, []).append(buffer)
 
 
-def _capacity(size: int) -> int:
+def capacity_for(size: int) -> int:
+    """Return how large a buffer is that so many bytes are given."""
     return _CAPACITIES[max(size - HEADROOM_BYTES - 1, 0).bit_length()]
 
 

@@ -29,7 +29,7 @@ _LONGEST_SLEEP_SECONDS = 86_400.0
 
 
 _NOBODY: dict["Source", int] = {}
-"""Those who have asked for a turn, mostly; for the loop to read only."""
+"""Stands for the empty `again` of the common turn; never modified."""
 
 
 class Source(Protocol):
@@ -240,12 +240,12 @@ class Loop:
         self._poller.modify(fd, mask)
 
     def unregister(self, fd: int) -> None:
-        """Stop to watch a descriptor; before it is closed, since its number may come back."""
+        """Stop watching a descriptor; before it is closed, since its number may come back."""
         self._poller.unregister(fd)
         del self._sources[fd]
 
     def forget(self, fd: int) -> None:
-        """Stop to watch a descriptor that is closed next; only if nobody holds a duplicate of it.
+        """Stop watching a descriptor that is closed next; only if nobody holds a duplicate of it.
 
         One that a fork has left in another process would stay watched with epoll(7) when ours is
         closed. `unregister` costs a system call.

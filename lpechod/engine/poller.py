@@ -27,6 +27,9 @@ HANGUP = 0x010
 PEER_CLOSED = 0x2000
 """The peer shut down its writing side. Edge-triggered interest only: it tells a reader that the
 next edge may never come because the end of file has already arrived (epoll(7), EPOLLRDHUP)."""
+URGENT = 0x002
+"""There is an urgent byte (tcp(7)), at which a read ends, whatever is behind it. With epoll(7)
+only."""
 EDGE = 0x8000_0000
 """Interest flag: report changes, not conditions. These numbers are Linux's own (poll(2), epoll(7)),
 so that epoll's answers need no translation."""
@@ -53,10 +56,10 @@ class Poller(Protocol):
         """Change what a descriptor is watched for."""
 
     def unregister(self, fd: int) -> None:
-        """Stop to watch a descriptor. To be called before the descriptor is closed."""
+        """Stop watching a descriptor. To be called before the descriptor is closed."""
 
     def forget(self, fd: int) -> None:
-        """Stop to watch a descriptor that is closed next, and of which there is no duplicate."""
+        """Stop watching a descriptor that is closed next, and of which there is no duplicate."""
 
     def poll(self, timeout: float | None) -> Ready:
         """Wait until something is ready.
@@ -152,7 +155,7 @@ class SelectPoller:
         self._interest[fd] = mask
 
     def unregister(self, fd: int) -> None:
-        """Stop to watch a descriptor."""
+        """Stop watching a descriptor."""
         del self._interest[fd]
 
     forget = unregister

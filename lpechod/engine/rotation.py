@@ -6,7 +6,7 @@ who has filled its share, and therefore has more, is served *by turns* from then
 waited for longest first, with as much as there is room for, until that turn's budget is used up.
 Invariants:
 
-- each turn serves the one who has waited for longest: none is in vain, and nobody has to wait for
+- each turn serves the one who has waited for longest: no turn is wasted, and nobody has to wait for
   more than that all others have been served once;
 - whoever moves little at a time is served in each turn, before all of those.
 """

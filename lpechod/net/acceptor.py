@@ -169,7 +169,7 @@ class Acceptor(Timer):
             self.suspend("other")
 
     def suspend(self, reason: str) -> None:
-        """Stop to accept until a connection closes or `RETRY_SECONDS` have passed."""
+        """Stop accepting until a connection closes or `RETRY_SECONDS` have passed."""
         if self._reason is not None:
             return
         self._counts.accept_pauses[reason] += 1
@@ -214,12 +214,26 @@ class Acceptor(Timer):
         watched = self._started and self._reason is None and not self._gives_way
         if watched == self._watched:
             return
-        self._watched = watched
-        for listener in self._listeners:
-            if watched:
+        if watched:
+            self._open_doors()
+        else:
+            self._close_doors(self._listeners)
+        self._watched = watched and self._reason is None
+
+    def _open_doors(self) -> None:
+        """Watch all listeners, or none if the kernel has no room for one (epoll_ctl(2))."""
+        opened: list[Listener] = []
+        try:
+            for listener in self._listeners:
                 self._loop.register(listener.socket.fileno(), _Door(self, listener), READABLE)
-            else:
-                self._loop.unregister(listener.socket.fileno())
+                opened.append(listener)
+        except OSError as error:
+            self._close_doors(opened)
+            self.suspend(_EXHAUSTED.get(error.errno or 0, "other"))
+
+    def _close_doors(self, listeners: list[Listener]) -> None:
+        for listener in listeners:
+            self._loop.unregister(listener.socket.fileno())
 
     def _empty(self, listener: Listener) -> None:
         try:

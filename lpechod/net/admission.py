@@ -32,29 +32,29 @@ class ClientCounts(Protocol):
     A client is a key of `ClientPrefixes`.
     """
 
-    @property
-    def overflows(self) -> int:
-        """How many connections could not be shown, for want of room."""
-
     def others(self, prefix: bytes, /) -> int:
         """Return how many connections of a client the other workers hold."""
 
-    def show(self, prefix: bytes, count: int, /) -> None:
-        """Tell the others how many connections of a client this worker holds now."""
+    def show(self, prefix: bytes, count: int, /) -> bool:
+        """Tell the others how many connections of a client this worker holds now.
+
+        Returns:
+            Whether there is room to tell them.
+        """
 
 
 class _Alone:
     """The counts of a worker that has no others."""
 
     __slots__ = ()
-    overflows: Final = 0
 
     def others(self, _prefix: bytes, /) -> int:
         """Return 0."""
         return 0
 
-    def show(self, _prefix: bytes, _count: int, /) -> None:
+    def show(self, _prefix: bytes, _count: int, /) -> bool:
         """Tell nobody."""
+        return True
 
 
 ALONE: Final = _Alone()
@@ -74,6 +74,7 @@ class Admission:
     Attributes:
         active: how many are in.
         limits_clients: whether there is any limit on those of one address.
+        overflows: how many connections other workers do not count for that of an address.
     """
 
     __slots__ = (
@@ -85,6 +86,7 @@ class Admission:
         "active",
         "limits_clients",
         "others",
+        "overflows",
     )
 
     def __init__(
@@ -102,12 +104,8 @@ class Admission:
         if limits.connection_rate:
             self._rate = RateLimit(limits.connection_rate, limits.connection_burst)
         self.active = 0
+        self.overflows = 0
         self.others = others
-
-    @property
-    def overflows(self) -> int:
-        """How many connections other workers do not count for the limit of an address."""
-        return self._clients.overflows
 
     @property
     def rate_evictions(self) -> int:
@@ -151,7 +149,7 @@ class Admission:
             return "connection_rate"
         if per_ip:
             self._by_prefix[prefix] = count + 1
-            self._clients.show(prefix, count + 1)
+            self.overflows += not self._clients.show(prefix, count + 1)
         return None
 
     def leave(self, host: str | None) -> None:

@@ -27,8 +27,9 @@ HANDSHAKE_RESULTS = ("completed", "failed", "timed_out", "abandoned")
 after ``timeouts.handshake``; or ``abandoned``, because the connection ended."""
 
 PAUSE_REASONS = ("emfile", "enfile", "enobufs", "enomem", "other", "balance")
-"""Why accepting was suspended: the errno of accept(2), in lower case, or ``balance``: this worker
-was so far ahead of its siblings that it left the next connections to them, which is no error."""
+"""Why accepting was suspended: the errno of accept(2), in lower case; ``other``: a defect, a
+security module that refuses every call, or a poller without room; or ``balance``: this worker was
+so far ahead of its siblings that it left the next connections to them, which is no error."""
 
 
 SCARCE_RESOURCES = ("connections", "memory")

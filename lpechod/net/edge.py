@@ -2,12 +2,13 @@
 
 Who is told once has to remember. The descriptor is registered for everything and never modified;
 what the kernel will not repeat, the connection asks the loop to bring again: bytes that a full read
-has left, an end of file behind a short one, room that a gathering write has not used up, and bytes
-whose edge passed while reading was paused.
+has left, bytes or an end of file behind a short one, room that a gathering write has not used up,
+and bytes whose edge passed while reading was paused.
 """
 
-from lpechod.engine.poller import EDGE, PEER_CLOSED, READABLE, WRITABLE
+from lpechod.engine.poller import EDGE, PEER_CLOSED, READABLE, URGENT, WRITABLE
 from lpechod.net.connection import Connection
+from lpechod.wire.states import State
 
 
 class EdgeConnection(Connection):
@@ -24,12 +25,22 @@ class EdgeConnection(Connection):
         before = protocol.received_bytes
         super().on_ready(mask, now)
         count = protocol.received_bytes - before
-        # A short read has emptied the socket, unless the peer's FIN is queued behind it.
-        if count == room or (count and mask & PEER_CLOSED):
-            self._loop.again(self, mask & (READABLE | PEER_CLOSED))
+        if protocol.state is State.CLOSED:
+            return
+        if count and (count == room or mask & (PEER_CLOSED | URGENT) or self._is_cut()):
+            self._loop.again(self, mask & (READABLE | PEER_CLOSED | URGENT))
+
+    def _is_cut(self) -> bool:
+        """Tell whether a short read has left something, as it hardly ever does.
+
+        It ends at an urgent byte, before the peer's FIN, and on a UNIX socket at each message with
+        descriptors, which nobody has asked for (SCM_RIGHTS, unix(7)). The first two show in the
+        mask.
+        """
+        return not isinstance(self.peer, tuple) and self._transport.waiting() > 0
 
     def _register(self) -> None:
-        mask = READABLE | WRITABLE | PEER_CLOSED | EDGE
+        mask = READABLE | WRITABLE | PEER_CLOSED | URGENT | EDGE
         self._loop.register(self._transport.fd, self, mask)
 
     def _watch(self, interest: int) -> None:

@@ -161,9 +161,14 @@ def serves(listening: socket.socket, address: Address) -> bool:
     if address.host is None:
         return bound[0] in (_WILDCARD_V6, _WILDCARD_V4)
     try:
-        return any(bound[0] == sockaddr[0] for _, sockaddr in _resolve(address))
+        return any(_place(bound) == _place(sockaddr) for _, sockaddr in _resolve(address))
     except socket.gaierror:
         return False
+
+
+def _place(sockaddr: tuple[object, ...]) -> tuple[object, ...]:
+    """Return what tells the hosts of a port apart: the address and, for IPv6, its interface."""
+    return sockaddr[:1] + sockaddr[3:]
 
 
 def _accepts(listening: socket.socket) -> bool:
@@ -293,4 +298,15 @@ def _name(listening: socket.socket) -> str:
     bound = listening.getsockname()
     if listening.family == socket.AF_UNIX:
         return f"unix:{bound}"
-    return f"[{bound[0]}]:{bound[1]}" if ":" in bound[0] else f"{bound[0]}:{bound[1]}"
+    if listening.family == socket.AF_INET:
+        return f"{bound[0]}:{bound[1]}"
+    # Each interface has its own fe80::1 (RFC 4007, 11.2).
+    scope = f"%{_interface(bound[3])}" if bound[3] else ""
+    return f"[{bound[0]}{scope}]:{bound[1]}"
+
+
+def _interface(index: int) -> str:
+    try:
+        return socket.if_indextoname(index)
+    except OSError:  # It has gone.
+        return str(index)

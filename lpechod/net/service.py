@@ -121,15 +121,6 @@ class EchoService:
         """Called with the number of open connections after each accept and each close."""
 
     @property
-    def others(self) -> Callable[[], int]:
-        """Returns how many connections other workers hold under the same limit."""
-        return self.admission.others
-
-    @others.setter
-    def others(self, others: Callable[[], int]) -> None:
-        self.admission.others = others
-
-    @property
     def progress(self) -> int:
         """A number that rises with each byte moved and each connection that comes or goes."""
         tally, counts = self.tally, self.counts

@@ -198,7 +198,7 @@ class SteadyConnection(Connection):
             self._host.steady.join(self._transport.fd, self)
 
     def _follow(self) -> None:
-        """Be on the steady path, or do not, as things stand."""
+        """Join or leave the steady path, as things stand."""
         path, fd = self._host.steady, self._transport.fd
         steady = self.protocol.steady and self not in self._rotation.members
         if steady and self._interest == READABLE and self._greeter is None:

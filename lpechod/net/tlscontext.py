@@ -7,8 +7,10 @@ that has gone since (see `lpechod.ops.credentials`). No text of a file gets into
 import os
 import re
 import ssl
+from contextlib import ExitStack
 from typing import Final, Literal, NoReturn
 
+from lpechod.engine.memfile import memory_file
 from lpechod.net.certificate import certificates, validity
 
 Part = Literal["certificate", "key"]
@@ -109,27 +111,26 @@ def server_context(
 
 def _load(context: ssl.SSLContext, certificate: str, key: str) -> None:
     """Load what the ssl module takes from files only: from such as have never been on a disk."""
-    chain_fd, key_fd = _memory_file(certificate), _memory_file(key)
-    try:
-        context.load_cert_chain(f"/dev/fd/{chain_fd}", f"/dev/fd/{key_fd}", _ask_nobody)
-    except ssl.SSLError as error:
-        name, reason = error.reason or "", _reason(error)
-        if name in _MISMATCHES:
-            raise TlsMaterialError("key", "the key does not belong to the certificate") from None
-        if "TOO_SMALL" in name or "TOO_WEAK" in name:
-            problem = f"the security level of OpenSSL does not allow it: {reason}"
-            raise TlsMaterialError("certificate", problem) from None
-        raise TlsMaterialError("key", f"OpenSSL can't use the key: {reason}") from None
-    finally:
-        os.close(chain_fd)
-        os.close(key_fd)
+    with ExitStack() as stack:
+        paths = {}
+        for part, text in (("certfile", certificate), ("keyfile", key)):
+            fd = memory_file("lpechod-pem", text.encode("latin-1"))
+            stack.callback(os.close, fd)
+            paths[part] = f"/dev/fd/{fd}"
+        try:
+            context.load_cert_chain(**paths, password=_ask_nobody)
+        except ssl.SSLError as error:
+            raise _material_error(error) from None
 
 
-def _memory_file(text: str) -> int:
-    fd = os.memfd_create("lpechod-pem", os.MFD_CLOEXEC)
-    with os.fdopen(os.dup(fd), "wb") as file:
-        file.write(text.encode("latin-1"))
-    return fd
+def _material_error(error: ssl.SSLError) -> TlsMaterialError:
+    name, reason = error.reason or "", _reason(error)
+    if name in _MISMATCHES:
+        return TlsMaterialError("key", "the key does not belong to the certificate")
+    if "TOO_SMALL" in name or "TOO_WEAK" in name:
+        problem = f"the security level of OpenSSL does not allow it: {reason}"
+        return TlsMaterialError("certificate", problem)
+    return TlsMaterialError("key", f"OpenSSL can't use the key: {reason}")
 
 
 def _ask_nobody() -> NoReturn:

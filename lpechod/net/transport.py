@@ -167,7 +167,7 @@ class PlainTransport:
             raise translated(error) from error
 
     def heed(self, error: OSError, _against: int) -> None:
-        """Tell nothing there, or no room, from an end; see `Transport.heed`."""
+        """Tell 'it would block' from an end; see `Transport.heed`."""
         if not isinstance(error, BlockingIOError):
             raise translated(error) from error
 

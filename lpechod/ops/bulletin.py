@@ -13,7 +13,8 @@ from lpechod.ops.counters import Totals
 from lpechod.ops.segment import Slot
 
 BEATS_AT_REST = 5
-"""Every so many heartbeats at rest, a second, the numbers are shown in any case."""
+"""At rest, show the numbers every so many heartbeats, which is once a second, whatever
+has changed."""
 
 
 class Bulletin:

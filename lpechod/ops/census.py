@@ -27,9 +27,9 @@ then, and no client can choose which. Invariants:
   passed by one for each of the other workers; to prevent that would take a lock.
 
 A full bucket has no room for one more client, whom the others do not see then, and its own worker
-counts as before (`CensusRow.overflows`). That is the lot of one of 20,000 clients of a worker in
-one case out of 12, of ten of 30,000 and of 200 of 40,000, for as long as they are so many. Two
-clients are taken for one if 52 bits of their hashes agree.
+counts as before (`Admission.overflows`). If a worker has 20,000 clients, the others miss one of
+them in one case out of 12; of 30,000 they miss about ten, and of 40,000 about 200, for as long as
+there are so many. Two clients are taken for one if 52 bits of their hashes agree.
 
 Rejected: mapping all rows, as the segment does. That would save half a microsecond for each other
 worker, of the 30 or more that an accept takes, and add 2 GiB to the virtual size of each process. A
@@ -156,9 +156,6 @@ class CensusRow:
     Args:
         census: all rows.
         row: the index of its own, as `Census.claim` gave it.
-
-    Attributes:
-        overflows: how often a connection could not be shown to the others.
     """
 
     __slots__ = (
@@ -171,7 +168,6 @@ class CensusRow:
         "_rows",
         "_secret",
         "_words",
-        "overflows",
     )
 
     def __init__(self, census: Census, row: int) -> None:
@@ -184,7 +180,6 @@ class CensusRow:
         self._others: list[int] = []
         self._hashed = b""
         self._place = self._place_of(b"")
-        self.overflows = 0
 
     def others(self, prefix: bytes) -> int:
         """Return how many connections of a client the other workers hold at this moment.
@@ -208,12 +203,15 @@ class CensusRow:
                     break
         return found
 
-    def show(self, prefix: bytes, count: int) -> None:
+    def show(self, prefix: bytes, count: int) -> bool:
         """Let the others see how many connections of a client this worker holds.
 
         Args:
             prefix: who it is.
             count: the number, which replaces the one before.
+
+        Returns:
+            Whether they see it: there may be no room for one more client.
         """
         bucket, fingerprint = self._find(prefix)
         start = bucket // 8
@@ -222,14 +220,14 @@ class CensusRow:
         if fingerprint in fingerprints:
             place = fingerprints.index(fingerprint)
         elif count == 0:
-            return  # It has never been shown, for want of room.
+            return True  # It has never been shown, for want of room.
         elif 0 in words:
             place = words.index(0)
         else:
-            self.overflows += 1
-            return
+            return False
         word = fingerprint << _COUNT_BITS | min(count, _MOST)
         self._words[start + place] = word if count else 0
+        return True
 
     def close(self) -> None:
         """Unmap the row; the census stays open."""

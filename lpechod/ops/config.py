@@ -6,7 +6,9 @@ be true across tables is checked here.
 """
 
 import codecs
+import os
 import re
+import stat
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -158,7 +160,9 @@ def locate_config(path: str | Path) -> tuple[Config, Mapping[KeyPath, int]]:
 def _read_text(file: str) -> str:
     """Return the text of a file, or say why there is none and what to do about it."""
     try:
-        data = Path(file).read_bytes()
+        with Path(file).open("rb") as opened:
+            data = opened.read()
+            is_pipe = stat.S_ISFIFO(os.fstat(opened.fileno()).st_mode)
     except OSError as error:
         match error:
             case FileNotFoundError():
@@ -169,6 +173,10 @@ def _read_text(file: str) -> str:
                 way_out = "name a file: lpechod serve --config FILE"
         reason = f"can't be read: {error.strerror}; {way_out}"
         raise ConfigError([Problem(file, None, "", reason)]) from None
+    if is_pipe and not data:
+        # Read once more by a reload, it would stand for all defaults, and open us to everybody.
+        reason = "is a pipe with nothing in it; what is read at each reload has to be a file"
+        raise ConfigError([Problem(file, None, "", reason)])
     if data.startswith(codecs.BOM_UTF8):
         reason = "begins with a byte order mark; save it as UTF-8 without one"
         raise ConfigError([Problem(file, 1, "", reason)])

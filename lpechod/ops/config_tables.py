@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from lpechod.engine.buffers import capacity_for
 from lpechod.net.address import TcpAddress
 from lpechod.net.networks import AccessList
 from lpechod.ops.config_errors import Conflict, refuse
@@ -27,6 +28,7 @@ from lpechod.ops.config_types import (
     Workers,
 )
 from lpechod.ops.units import format_duration, format_size
+from lpechod.wire.frames import HEADER_BYTES
 
 # Descriptors are C ints: nothing that is counted here can outnumber them.
 _MAX_COUNT: Final = 2**31 - 1
@@ -103,7 +105,8 @@ class TlsConfig(Table):
     )
     client_ca: FilePath | None = Field(
         default=None,
-        description="PEM file of the authorities of which each client needs a certificate.",
+        description="PEM file of authorities; each client must present a certificate "
+        "issued by one of them.",
     )
     min_version: Literal["1.2", "1.3"] = Field(
         default="1.2",
@@ -138,7 +141,8 @@ class ListenConfig(Table):
     )
     deny: tuple[Network, ...] = Field(
         default=(),
-        description="Networks of clients that may not; of all that hold one, the longest decides.",
+        description="Networks of clients that may not; where several match, "
+        "the longest prefix decides.",
     )
     tls: TlsConfig | None = Field(
         default=None,
@@ -259,15 +263,32 @@ class LimitsConfig(Table):
         frame, high = info.data.get("max_frame"), info.data.get("high_watermark")
         if frame is None or high is None:
             return size
-        needed = 2 * frame + high
+        needed = least_buffered(frame, high)
         if size < needed:
             message = (
-                f"{format_size(size)} is less than {format_size(needed)} (2 * max_frame + "
-                "high_watermark); a frame being collected and one being sent back must both fit"
+                f"{format_size(size)} is less than {format_size(needed)}; a frame of max_frame "
+                "being collected, one being sent back, each in a buffer of up to four times its "
+                "size, and high_watermark must fit"
             )
             causes = (("limits", "max_frame"), ("limits", "high_watermark"))
             refuse(Conflict(message, because_of=causes))
         return size
+
+
+def least_buffered(max_frame: int, high_watermark: int) -> int:
+    """Return the least ``limits.max_buffered`` with which every frame can be echoed, in bytes.
+
+    While one frame is sent back, the next is collected; and when that has outgrown its buffer, it
+    is copied to one of four times the size (`lpechod.engine.buffers`). So much must be less than
+    what is taken for a want of memory (``limits.overload_threshold``).
+
+    Args:
+        max_frame: the longest body, in bytes.
+        high_watermark: pending bytes at which reading stops.
+    """
+    buffer = capacity_for(max_frame + HEADER_BYTES)
+    needed = 3 * buffer + high_watermark
+    return -(-needed // 1024) * 1024
 
 
 class TimeoutsConfig(Table):
@@ -304,7 +325,8 @@ class TimeoutsConfig(Table):
     )
     overload_frame: Timeout = Field(
         default=5.0,
-        description="Under overload, the same as frame for whoever is then closed for others.",
+        description="Under overload, takes the place of frame: who exceeds it "
+        "may be closed for others.",
     )
 
 
@@ -342,7 +364,7 @@ class MetricsConfig(Table):
     )
     bearer_token_file: FilePath | None = Field(
         default=None,
-        description="File of the token that a scraper has to send, as in its configuration.",
+        description="File with the bearer token that a scraper must send.",
     )
     tls: TlsConfig | None = Field(
         default=None,

@@ -73,7 +73,7 @@ class Totals:
     log_lines_dropped: int = 0
     overload_ns: list[int] = field(default_factory=_zeros(len(SCARCE_RESOURCES)))
     loop_spins: int = 0
-    """Turns that did nothing, see the spin detector."""
+    """Seconds in which the loop spun, see `lpechod.net.spin`."""
     tls_handshakes: list[int] = field(default_factory=_zeros(len(HANDSHAKE_RESULTS)))
     tls_handshakes_delayed: int = 0
 

@@ -90,7 +90,7 @@ class MetricsEndpoint(Timer):
             on_quiet()
 
     def close(self) -> None:
-        """Serve what waits to be accepted as far as that is at once possible, and close all."""
+        """Serve what waits to be accepted as far as that is possible at once, and close all."""
         self._acceptor.drain()
         self._exporter.close()
 

@@ -131,7 +131,7 @@ def _connections(totals: Totals, limit: int) -> Iterator[Metric]:
     )
     yield _by_label(
         "lpechod_accept_pauses",
-        "Times that accepting was suspended, by the error of accept(2), or to balance workers.",
+        "Times that accepting was suspended, by reason: an error of accept(2), other, or balance.",
         PAUSE_REASONS,
         totals.accept_pauses,
     )

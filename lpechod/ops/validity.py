@@ -79,7 +79,7 @@ def _dates(key: KeyPath, path: str, pem: str, now: float) -> Iterator[Concern]:
         starts, ends = _date(each.not_before), _date(each.not_after)
         left = (each.not_after - now) / (each.not_after - each.not_before or 1)
         if now > each.not_after:
-            event, text = "certificate_expired", f"has expired on {ends}"
+            event, text = "certificate_expired", f"expired on {ends}"
         elif now < each.not_before:
             event, text = "certificate_not_yet_valid", f"is not valid before {starts}"
         elif left * _LATE < 1:

@@ -20,16 +20,17 @@ def occupy_standard_streams() -> None:
     os.close(opened)
 
 
-def raise_descriptor_limit(connections: int) -> int:
-    """Raise RLIMIT_NOFILE to what so many connections need, or as far as the hard limit goes.
+def raise_descriptor_limit(connections: int, lines: int = 0) -> int:
+    """Raise RLIMIT_NOFILE to what is needed, or as far as the hard limit goes.
 
     Args:
-        connections: how many there may be at once.
+        connections: how many there may be at once in a worker.
+        lines: how many descriptors the supervisor needs for lines to its workers.
 
     Returns:
         For how many connections the limit suffices now, at most ``connections``.
     """
-    needed = connections + RESERVED_DESCRIPTORS
+    needed = max(connections, lines) + RESERVED_DESCRIPTORS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return connections

@@ -8,17 +8,19 @@ import json
 import os
 from typing import Any
 
+from lpechod.engine.memfile import memory_file
+
 
 def write_document(document: dict[str, Any]) -> int:
     """Write a document.
 
     Returns:
         The descriptor, closed on execve(2) unless that is changed.
+
+    Raises:
+        OSError: as for `memory_file`.
     """
-    fd = os.memfd_create("lpechod-document", os.MFD_CLOEXEC)
-    with os.fdopen(os.dup(fd), "wb") as file:
-        file.write(json.dumps(document).encode())
-    return fd
+    return memory_file("lpechod-document", json.dumps(document).encode())
 
 
 def read_document(fd: int) -> dict[str, Any]:

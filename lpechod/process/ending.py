@@ -17,7 +17,8 @@ _EXTENSION_SECONDS = 5.0
 """Asked of the service manager with each report: time for several more of them."""
 
 _GRACE_SECONDS = 5.0
-"""Beyond ``drain_timeout``: connections linger for 2 s (see `lpechod.wire.echo`)."""
+"""Between the cut, when ``drain_timeout`` is over, and the kill: a worker takes a moment to hear of
+it, to close and log what is left, and to exit."""
 
 
 class Ending(Timer):

@@ -19,7 +19,7 @@ from lpechod.process.command import own_command
 from lpechod.process.documents import read_document, write_document
 from lpechod.process.signals import signals_blocked
 
-FORMAT = 2
+FORMAT = 3
 
 _VARIABLE = "LPECHOD_HANDOVER"
 

@@ -36,6 +36,8 @@ TIMEOUT_SECONDS = 30.0
 _VARIABLE = "LPECHOD_REHEARSAL"
 _CHANNEL = 3
 _MAX_OUTPUT = 1 << 16
+_MOST_SOCKETS = 64
+"""For one address, which may be a name of several."""
 
 
 class Rehearsal(Timer):
@@ -64,7 +66,7 @@ class Rehearsal(Timer):
         self._checked: dict[str, Any] | None = None
         self._bound: list[Bound] = []
         self._output = b""
-        self._late = False
+        self._fault = ""
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._errors, their_errors = os.pipe()
         try:
@@ -94,8 +96,7 @@ class Rehearsal(Timer):
 
     def on_deadline(self, _now: float) -> None:
         """Give up on a rehearsal that takes too long."""
-        self._late = True
-        self.kill()
+        self._give_up(f"checking took more than {TIMEOUT_SECONDS:.0f} seconds")
 
     def kill(self) -> None:
         """End it; `ended` follows when it has been waited for."""
@@ -113,8 +114,8 @@ class Rehearsal(Timer):
         checked = self._checked
         if code != 0:
             checked = None
-        if self._late:
-            problems.append(f"checking took more than {TIMEOUT_SECONDS:.0f} seconds")
+        if self._fault:
+            problems.append(self._fault)
         elif checked is None and not problems:
             problems.append(f"the check ended with status {code} and no word")
         if checked is None:
@@ -122,6 +123,10 @@ class Rehearsal(Timer):
                 bound.close()
             self._bound = []
         self._on_end(checked, self._bound, problems)
+
+    def _give_up(self, fault: str) -> None:
+        self._fault = fault
+        self.kill()
 
     def abandon(self) -> None:
         """Close the copies that fork(2) has made."""
@@ -163,11 +168,18 @@ class Rehearsal(Timer):
 
     def _take_message(self) -> None:
         try:
-            kind, fds, _, _ = socket.recv_fds(self._channel, 64, 64)
+            kind, fds, flags, _ = socket.recv_fds(self._channel, 64, _MOST_SOCKETS)
         except ConnectionResetError:  # It has not read the request.
-            kind, fds = b"", []
+            kind, fds, flags = b"", [], 0
         if not kind:
             self._unwatch(self._channel.fileno())
+            return
+        if flags & socket.MSG_CTRUNC:
+            # This process may have no more descriptors (EMFILE, of which only this tells, unix(7)).
+            for fd in fds:
+                os.close(fd)
+            self._unwatch(self._channel.fileno())
+            self._give_up("too few descriptors are left for its sockets; raise LimitNOFILE=")
             return
         document = read_document(fds[0])
         if kind == b"checked":
@@ -227,10 +239,14 @@ def rehearse(loaded: Loaded, descriptor: int) -> int:
             return _refuse("this version can't take over from the running one; restart the daemon")
         config, credentials = loaded.config, loaded.credentials
         contexts = tls_contexts(config, credentials)
-        held = [parse_address(each) for each in request["held"]]
-        ports = {each.port for each in held if isinstance(each, TcpAddress)}
+        wanted = wanted_by(config, contexts)
+        # Beside a socket that stays, an overlapping one would be bound now, and at no start again.
+        leaving = {parse_address(each) for each in request["held"]} - {
+            each.address for each in wanted
+        }
+        ports = {each.port for each in leaving if isinstance(each, TcpAddress)}
         try:
-            opened = bind(missing(wanted_by(config, contexts), request["held"]), ports)
+            opened = bind(missing(wanted, request["held"]), ports)
         except ListenError as error:
             return _refuse(*error.problems)
         for bound in opened:

@@ -107,8 +107,9 @@ def _go_on(handover: Handover) -> int:
     )
     for each in handover.workers:
         segment = segments[each["segment"]]
+        slot = segment.slot(each["slot"])
         supervisor.workers.adopt(
-            each["pid"], segment, segment.slot(each["slot"]), each["line"], each["told"]
+            each["pid"], segment, slot, each["line"], each["told"], each["silent_s"]
         )
     return supervisor.run()
 
@@ -146,8 +147,10 @@ def _warn(config: Config, credentials: Credentials, log: Log) -> None:
 def _provide_descriptors(config: Config, log: Log) -> int:
     """Return how many connections a worker has descriptors for, at most `max_connections`."""
     connections = config.limits.max_connections
-    possible = raise_descriptor_limit(connections)
-    together = possible * worker_count(config)
+    workers = worker_count(config)
+    # While a reload is under way, there are those of before, too.
+    possible = raise_descriptor_limit(connections, lines=2 * workers)
+    together = possible * workers
     if together < connections:
         log.warning(
             "descriptor_limit_low",

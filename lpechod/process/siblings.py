@@ -60,8 +60,10 @@ class Siblings:
             self._meet(states, beats)
         stale = max(self._silent) >= _STALE_BEATS
         self._silent = [
-            unchanged + 1 if count == before else 0
-            for unchanged, count, before in zip(self._silent, beats, self._beats, strict=True)
+            unchanged + 1 if state and count == before else 0
+            for unchanged, state, count, before in zip(
+                self._silent, states, beats, self._beats, strict=True
+            )
         ]
         self._beats = beats
         # Mostly nothing has changed, and again and again that is all a worker at rest finds out.

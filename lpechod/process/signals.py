@@ -6,6 +6,9 @@ from contextlib import contextmanager
 
 HANDLED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 
+IGNORED_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
+"""What other daemons reopen their logs by, or upgrade. By default they would end this one."""
+
 
 @contextmanager
 def signals_blocked() -> Iterator[None]:

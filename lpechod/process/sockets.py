@@ -245,7 +245,7 @@ class Sockets:
         return [bound.address for bound in self.all]
 
     def assign(self, wanted: Iterable[Wanted]) -> None:
-        """Settle what each socket is for, and its backlog; nobody's go to ``gone``.
+        """Settle what each socket is for and its backlog; sockets that nobody wants go to ``gone``.
 
         Args:
             wanted: what the configuration asks for, all of which is held.

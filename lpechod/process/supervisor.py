@@ -34,7 +34,7 @@ from lpechod.ops.validity import certificate_expiry
 from lpechod.process.ending import Ending
 from lpechod.process.handover import Handover, hand_over
 from lpechod.process.rehearsal import Rehearsal
-from lpechod.process.signals import HANDLED_SIGNALS
+from lpechod.process.signals import HANDLED_SIGNALS, IGNORED_SIGNALS
 from lpechod.process.sockets import ECHO, METRICS, Bound, Sockets
 from lpechod.process.systemd import Notifier, ServiceManager
 from lpechod.process.watchdog import Watchdog
@@ -125,9 +125,11 @@ class Supervisor:
         Returns:
             The exit status.
         """
-        # A peer that resets while we write must be an error of that write and nothing more. Python
-        # ignores the signal too, unless whoever started us has decided otherwise.
+        # A peer that resets while we write must be an error of that write and nothing more.
+        # That is said here, and not left to the interpreter's habit.
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        for number in IGNORED_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED_SIGNALS)
         self._endpoint.start()
         # What exists now lives as long as the process: no collection need look at it again, and
@@ -245,7 +247,7 @@ class Supervisor:
             self._status = 1
             self._stop()
         elif self._phase is _Phase.STARTING:
-            self._reload_failed([problem])
+            self._reload_failed([problem], "the workers of before go on, new addresses wait")
 
     def _changed(self) -> None:
         if self._phase is _Phase.SERVING:
@@ -273,12 +275,13 @@ class Supervisor:
         self, checked: dict[str, Any] | None, bound: list[Bound], problems: list[str]
     ) -> None:
         self._rehearsal = None
-        self._sockets.share_ports(False)
         if self._phase is _Phase.STOPPING:
             for each in bound:
                 each.close()
             self._check_ended()
-        elif checked is None:
+            return
+        self._sockets.share_ports(False)
+        if checked is None:
             self._reload_failed(problems)
         else:
             self._sockets.coming = bound
@@ -315,12 +318,12 @@ class Supervisor:
             self._endpoint.start()
             self._reload_failed([f"cannot execute the new program: {error.strerror}"])
 
-    def _reload_failed(self, problems: list[str]) -> None:
+    def _reload_failed(self, problems: list[str], standing: str = "all is as before") -> None:
         self._reload_successful = False
         for problem in problems:
             self._log.error("reload_failed", problem=problem)
         self._phase = _Phase.SERVING
-        self._notifier.ready(f"Reload failed, all is as before: {problems[0]}")
+        self._notifier.ready(f"Reload failed, {standing}: {problems[0]}")
         if self._reload_wanted:
             self._want_reload()
 
@@ -331,6 +334,7 @@ class Supervisor:
         self._notifier.stopping("Draining")
         if self._rehearsal is not None:
             self._rehearsal.kill()
+            self._sockets.share_ports(False)
         self._sockets.drop_coming()
         self._endpoint.start()  # It may have paused for a handover, which does not happen now.
         # First ours: so the last worker to close a socket is one that has just emptied its queue.

@@ -37,7 +37,9 @@ class Watchdog(Timer):
         log: gets a line for each that is killed.
     """
 
-    __slots__ = ("_fed_at", "_limit_s", "_log", "_loop", "_manager_s", "_notifier", "_workers")
+    __slots__ = (
+        "_due_at", "_fed_at", "_limit_s", "_log", "_loop", "_manager_s", "_notifier", "_workers",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -57,7 +59,7 @@ class Watchdog(Timer):
         self._notifier = notifier
         self._loop = loop
         self._log = log
-        self._fed_at = loop.now
+        self._fed_at = self._due_at = loop.now
         self._schedule(loop.now)
 
     def on_deadline(self, now: float) -> None:
@@ -93,4 +95,12 @@ class Watchdog(Timer):
         return max(0.1, min(_LOOK_SECONDS, wanted / _LOOKS))
 
     def _schedule(self, now: float) -> None:
-        self._loop.schedule(self, now + self._interval())
+        """Look again an interval after the present look was due; it is late, if only by a tick.
+
+        Else the delays would add up: to a kill after 12 seconds of silence instead of 10. But two
+        looks in short order, after everything stood still, would count as much as any two.
+        """
+        interval = self._interval()
+        due_at = self._due_at + interval
+        self._due_at = due_at if due_at >= now + interval / 2 else now + interval
+        self._loop.schedule(self, self._due_at)

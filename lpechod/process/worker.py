@@ -156,7 +156,7 @@ class Worker(Timer):
         self._drain(None)
 
     def _drain(self, finish: Collection[str] | None) -> None:
-        """Stop to accept, and close each connection at a frame boundary or when its time is up.
+        """Stop accepting, and close each connection at a frame boundary or when its time is up.
 
         Args:
             finish: names of the listeners whose queue is to be served first, as nobody else will;

@@ -46,7 +46,6 @@ class Child:
     pid: int
     segment: Segment
     slot: Slot
-    started_at: float
     line: Lifeline = field(init=False)
     current: bool = True
     ready_at: float | None = None
@@ -132,7 +131,9 @@ class Workers(Timer):
         """How many accept connections, whatever their generation."""
         return sum(child.ready for child in self.children.values())
 
-    def adopt(self, pid: int, segment: Segment, slot: Slot, line: int, told: bool) -> None:
+    def adopt(
+        self, pid: int, segment: Segment, slot: Slot, line: int, told: bool, silent_s: float
+    ) -> None:
         """Take over a child of the configuration before.
 
         Args:
@@ -141,9 +142,11 @@ class Workers(Timer):
             slot: where it counts.
             line: the descriptor of our end of the line.
             told: whether it has been told to drain.
+            silent_s: for how long it has given no sign of life, in seconds.
         """
-        child = Child(pid, segment, slot, self._loop.now, current=False, told=told)
+        child = Child(pid, segment, slot, current=False, told=told)
         child.ready_at = None if slot.state is SlotState.STARTING else self._loop.now
+        child.beats, child.silent_s = slot.beats, silent_s
         self._attach(child, socket.socket(fileno=line))
 
     def start(self) -> None:
@@ -209,6 +212,7 @@ class Workers(Timer):
                 "slot": child.slot.index,
                 "line": child.line.fd,
                 "told": child.told,
+                "silent_s": child.silent_s,
             }
             for child in self.children.values()
         ]
@@ -297,7 +301,7 @@ class Workers(Timer):
         if self._bereaved:
             self._bereaved -= 1
             self.restarts += 1
-        self._attach(Child(pid, self._segment, slot, self._loop.now), ours)
+        self._attach(Child(pid, self._segment, slot), ours)
 
     def _attach(self, child: Child, line: socket.socket) -> None:
         child.line = Lifeline(
@@ -319,7 +323,6 @@ class Workers(Timer):
             self._settle()
         elif message["type"] == "leave" and child.current and not self._stopping:
             child.current = False
-            self._bereaved += 1
             self._delay(1)
 
     def _tell(self, child: Child, finish: Collection[str] | None) -> None:

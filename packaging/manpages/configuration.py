@@ -96,7 +96,7 @@ _NOTES: Final = {
     "server.poller": """`"auto"` takes the best that the system has, on Linux `epoll`. With
         `"select"`, `limits.max_connections` is at most 960.""",
     "server.watchdog": """At least `"1s"`. Under systemd it is not more than half of
-        `WatchdogSec=`, unless that is less than two seconds.""",
+        `WatchdogSec=`, even if it is `"off"` here, but at least a second.""",
     "listen.proxy_protocol": """Whoever connects has to send a header before the first frame, within
         `timeouts.handshake`. The address in it is the client's, in logs and for every limit. A
         header that the proxy sends for itself (`LOCAL`), to check that lpechod lives, is served
@@ -114,7 +114,9 @@ _NOTES: Final = {
     "limits.connection_rate": """Each worker counts for itself, so an address may come so often to
         each of them.""",
     "limits.low_watermark": "Less than `high_watermark`.",
-    "limits.max_buffered": """At least `2 * max_frame + high_watermark`. Past
+    "limits.max_buffered": """At least `high_watermark` and three buffers for a frame of
+        `max_frame`. A buffer has 1 KiB, 4 KiB, 16 KiB and so on, and 64 bytes more; so that is 3329
+        KiB by default. Past
         `overload_threshold` percent of it, those who take longer than `timeouts.overload_frame`
         for a frame are closed. If that is not enough, those who hold most are paused, and shed if
         that has not helped within a second.""",
@@ -133,9 +135,9 @@ _NOTES: Final = {
         `lpechod_tls_handshakes_delayed_total`.""",
     "metrics.address": """Without `bearer_token_file` nobody is asked for a password there: keep it
         off public networks.""",
-    "metrics.bearer_token_file": """As `credentials_file` in the configuration of Prometheus. What
-        is not of the service itself, `/-/healthy` and `/-/ready`, needs no token. Without TLS, the
-        token can be read on the way.""",
+    "metrics.bearer_token_file": """As `credentials_file` in the configuration of Prometheus.
+        `/-/healthy` and `/-/ready` need no token. Without TLS, the token can be read on the
+        way.""",
     "tls.certificate": """With a chain it is what ACME clients call `fullchain.pem`. `lpechod check`
         and the log warn when less than a sixth of its life is left.""",
     "tls.key": """Only the user that lpechod runs as should be able to read it. It may be in the

@@ -43,8 +43,8 @@ _COMMANDS: Final = {
 _SIGNALS: Final = {
     "`SIGTERM`, `SIGINT`": (
         """To the supervisor: stop. The listeners are closed, each connection is ended at a frame
-        boundary, and the exit status is 0. They have `server.drain_timeout` for it: idle ones are
-        ended over a third of that time, so that their clients do not all come back in the same
+        boundary, and the exit status is 0. They have `server.drain_timeout` for it: they are
+        told over a third of that time, so that their clients do not all come back in the same
         instant, and who is left when it is over is cut off. A second signal ends all at once.""",
         "To a worker: drain. Another worker is started in its place first.",
     ),
@@ -57,6 +57,7 @@ _SIGNALS: Final = {
         of the file takes effect; sockets and counters live on; nobody is refused or reset.""",
         "To a worker: nothing.",
     ),
+    "`SIGUSR1`, `SIGUSR2`": ("To either: nothing.",),
     "`SIGKILL`": (
         """To the supervisor: the workers notice, drain and end. Two `SIGTERM` end them at once.""",
         """To a worker: its connections are lost. Another worker takes its place, and serves what
@@ -128,7 +129,7 @@ _ENVIRONMENT: Final = {
         (sd_watchdog_enabled(3)). It gets one only while every worker gives one.""",
     "`LISTEN_FDS`, `LISTEN_PID`, `LISTEN_FDNAMES`": """Sockets that the service manager passes on
         (sd_listen_fds(3)). They are matched by address to those of the file, and what is missing
-        is bound.""",
+        is bound; a host name is not missing if there is a socket for one of its addresses.""",
     "`FDSTORE`": """Whether the service manager keeps descriptors. If it does, it gets the listening
         sockets, so that clients can connect over a restart or a crash.""",
     "`JOURNAL_STREAM`": """If standard error is the journal (systemd.exec(5)), each line has its

@@ -57,7 +57,7 @@ def end(streams: Sequence[socket.socket]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Idle:
-    """Connections that echo one frame at their begin and one before their end, and else idle.
+    """Connections that echo one frame at their beginning and one before their end, and else idle.
 
     Args:
         address: the server's.

@@ -1,7 +1,7 @@
 """The HAProxy configuration that is shipped, with a real HAProxy and three real daemons.
 
 What can be lost when a host goes, and what cannot. A connection that HAProxy makes after the host
-has stopped to listen is refused before a byte was sent, so it is made again elsewhere and nobody
+has stopped listening is refused before a byte was sent, so it is made again elsewhere and nobody
 notices. One that is established belongs to its host: it ends at a frame boundary if that drains,
 and breaks if that dies. Between the two lies one that the kernel has queued for a listening socket
 which is closed before anybody accepts it: for HAProxy it is established, and then reset. Under the

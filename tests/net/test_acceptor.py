@@ -284,6 +284,35 @@ class TestFailures:
         served(lucky)
 
 
+class TestNoRoomInThePoller:
+    """epoll_ctl(2) refuses a listener, as with ENOSPC and ENOMEM."""
+
+    def test_all_are_tried_again(self, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+        """If one can't be watched, none is, and all are a second later: the worker is not deaf."""
+        server = serve("127.0.0.1:0", "127.0.0.1:0")
+        first, second = server.listeners
+        register = server.poller.register
+
+        def refuse(fd: int, mask: int) -> None:
+            if fd == second.socket.fileno():
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            register(fd, mask)
+
+        server.acceptor.stop()
+        with monkeypatch.context() as patch:
+            patch.setattr(server.poller, "register", refuse)
+            server.acceptor.start()
+            waiting = [server.dial(first), server.dial(second)]
+            server.pass_time(2.5 * RETRY_SECONDS)
+            assert server.service.counts.accepted == 0
+            assert server.service.counts.accept_pauses["other"] == 3
+        server.pass_time(RETRY_SECONDS + TICK)
+
+        assert server.acceptor.accepting
+        for client in waiting:
+            served(client)
+
+
 class TestStopAndStart:
     """Accepting can be left to other workers for a while."""
 

@@ -99,6 +99,30 @@ def test_who_is_refused_for_another_limit_has_not_come() -> None:
     assert admission.admit("192.0.2.1", 100.0) is None
 
 
+class NoRoom:
+    """What other workers can be told of nobody, and know of nobody."""
+
+    def others(self, _prefix: bytes, /) -> int:
+        """Return 0."""
+        return 0
+
+    def show(self, _prefix: bytes, count: int, /) -> bool:
+        """Have room for nobody."""
+        return not count
+
+
+def test_connections_that_others_can_not_be_told_of_are_counted() -> None:
+    """Each counts once, when it comes, and not again when another one goes."""
+    limits = AdmissionLimits(max_connections_per_ip=10)
+    admission = Admission(limits, clients=NoRoom())
+    for _ in range(3):
+        assert admission.admit("192.0.2.1") is None
+    for _ in range(3):
+        admission.leave("192.0.2.1")
+
+    assert admission.overflows == 3
+
+
 def test_unix_clients_have_no_address() -> None:
     """Clients of a UNIX socket count for the limit of all, and for no address."""
     admission = Admission(AdmissionLimits(max_connections=3, max_connections_per_ip=1))

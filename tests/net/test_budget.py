@@ -1,10 +1,12 @@
 """`max_buffered` as a hard limit, with peers that really do not read."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from lpechod.net.budget import PATIENCE_SECONDS
+from lpechod.ops.config_tables import least_buffered
 from lpechod.wire.settings import EchoSettings
 from lpechod.wire.states import CloseReason
 from tests.net.conftest import Serve
@@ -61,6 +63,21 @@ def _holder(server: EchoServer) -> Callable[[int], Client]:
     return hold
 
 
+@pytest.mark.parametrize("kib", [1, 60, 64, 65, 300, 1024, 1126])
+@pytest.mark.parametrize("small", [False, True])
+def test_the_least_that_may_be_configured_is_enough(serve: Serve, kib: int, small: bool) -> None:
+    """With it, frames of the largest size are echoed, one after the other and however they come."""
+    echo = replace(ECHO, max_frame_bytes=kib << 10)
+    least = least_buffered(echo.max_frame_bytes, echo.high_watermark_bytes)
+    buffers = KernelBuffers(send=4096, receive=4096) if small else SERVER
+    server = serve(echo=echo, max_buffered_bytes=least, buffers=buffers)
+    client = server.connect()
+    client.exchange(frame(body_of(kib << 10)) * 3)
+
+    assert server.service.counts.closed[CloseReason.OVERLOAD] == 0
+    assert server.log.of("memory_short") == []
+
+
 class TestShortage:
     """Past nine tenths: the large are paused, and after a second the largest are shed."""
 
@@ -72,7 +89,7 @@ class TestShortage:
         return clients
 
     def test_pauses_and_goes_on(self, server: EchoServer, holder: Callable[[int], Client]) -> None:
-        """Peers that read within the second lose nothing; begin and end have a line each."""
+        """Peers that read within the second lose nothing; beginning and end have a line each."""
         clients = self.fill(server, holder)
         (short,) = server.log.of("memory_short")
         assert short["limit"] == LIMIT

@@ -91,7 +91,7 @@ def flood(client: Client, data: bytes) -> int:
 
 
 def paused(serve: Serve, echo: EchoSettings = SMALL) -> tuple[EchoServer, Client, bytes, int]:
-    """Return a server that has stopped to read from a client, what it offers, and has sent."""
+    """Return a server that has stopped reading from a client, what it offers, and has sent."""
     server = serve(echo=echo, buffers=NARROW)
     client = server.connect(buffers=NARROW)
     stream = frame(body_of(1000)) * 3000
@@ -856,7 +856,7 @@ class TestLifetime:
         assert server.closed(client)["reason"] == "lifetime"
 
     def test_off_by_default(self, serve: Serve) -> None:
-        """Who is not idle may stay for days."""
+        """Who is not idle may stay for more than a day."""
         server = serve()
         client = server.connect()
         for _ in range(300):

@@ -232,7 +232,7 @@ class KernelPoller:
         self.interest = mask
 
     def unregister(self, fd: int) -> None:
-        """Stop to watch, before the descriptor is closed."""
+        """Stop watching, before the descriptor is closed."""
         assert self.interest is not None
         assert fd == FD
         assert not self.kernel.closed

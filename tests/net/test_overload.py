@@ -247,7 +247,7 @@ class TestShare:
 
 
 class TestEdges:
-    """The begin and the end are lines of the log; the time between is counted."""
+    """The beginning and the end are lines of the log; the time between is counted."""
 
     def test_once_each(self, server: EchoServer) -> None:
         """One warning when the mark is reached, one line when it is over, with what was done."""

@@ -350,8 +350,8 @@ class TestSiblings:
     def test_others_can_be_named_later(self, serve: Serve) -> None:
         """A service can be told of the others after it was made."""
         server = serve(admission=AdmissionLimits(max_connections=1))
-        assert server.service.others() == 0
-        server.service.others = lambda: 1
+        assert server.service.admission.others() == 0
+        server.service.admission.others = lambda: 1
 
         assert turned_away(server.connect())
-        assert server.service.others() == 1
+        assert server.service.admission.others() == 1

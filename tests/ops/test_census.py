@@ -195,22 +195,18 @@ def clients_of_one_bucket(row: CensusRow, count: int) -> list[bytes]:
 
 
 def test_a_full_bucket(join: Join) -> None:
-    """The seventeenth client of a bucket is not seen and counted as that, until there is room."""
+    """The seventeenth client of a bucket is not seen, and told so, until there is room."""
     row, reader = join(), join()
     *clients, late = clients_of_one_bucket(row, 17)
-    for client in clients:
-        row.show(client, 2)
-    assert row.overflows == 0
-    row.show(late, 1)
-    assert row.overflows == 1
-    row.show(late, 0)
-    assert row.overflows == 1
+    assert all(row.show(client, 2) for client in clients)
+    assert not row.show(late, 2)
+    assert not row.show(late, 1)
+    assert row.show(late, 0)
     assert [reader.others(client) for client in (*clients, late)] == [2] * 16 + [0]
 
-    row.show(clients[3], 0)
-    row.show(late, 4)
+    assert row.show(clients[3], 0)
+    assert row.show(late, 4)
 
-    assert row.overflows == 1
     assert [reader.others(client) for client in (late, *clients)] == [4, 2, 2, 2, 0, *[2] * 12]
 
 

@@ -27,6 +27,7 @@ from lpechod.ops.config import (
     json_schema,
     load_config,
 )
+from lpechod.ops.config_tables import least_buffered
 
 EXAMPLE = Path(__file__).parents[2] / "config.example.toml"
 
@@ -182,8 +183,8 @@ def test_port_0_may_be_listened_on_twice() -> None:
     "text",
     [
         '[server]\npoller = "select"\n[limits]\nmax_connections = 960\n',
-        '[limits]\nlow_watermark = 1\nhigh_watermark = 2\nmax_frame = 4\nmax_buffered = "10"\n',
-        '[limits]\nmax_frame = 4294967295\nmax_buffered = "9GiB"\n',
+        '[limits]\nlow_watermark = 1\nhigh_watermark = 2\nmax_frame = 4\nmax_buffered = "4KiB"\n',
+        '[limits]\nmax_frame = 4294967295\nmax_buffered = "49GiB"\n',
         "[log]\nburst = 1\nrate = 0.001\n",
     ],
 )
@@ -236,7 +237,7 @@ def configs(draw: st.DrawFn) -> Config:
             "max_connections_per_ip": draw(st.just(0) | COUNTS),
             "high_watermark": high,
             "low_watermark": draw(st.integers(1, high - 1)),
-            "max_buffered": 2 * frame + high + draw(st.just(0) | SIZES),
+            "max_buffered": least_buffered(frame, high) + draw(st.just(0) | SIZES),
             "overload_threshold": draw(st.integers(50, 100)),
         },
         "timeouts": {

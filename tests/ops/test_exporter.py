@@ -695,7 +695,7 @@ def test_a_slow_reader(stage: Stage, connect: Connect) -> None:
 
 
 def test_a_reader_that_stops(stage: Stage, connect: Connect) -> None:
-    """A client that stops to read is closed after 5 seconds, and gets no whole answer."""
+    """A client that stops reading is closed after 5 seconds, and gets no whole answer."""
     stage.registry.register(Many())
     client = connect(4096)
     client.sendall(REQUEST)

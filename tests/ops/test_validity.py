@@ -38,7 +38,7 @@ def test_nothing_to_look_after(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("before", "after", "event", "words"),
     [
-        (-90, -1, "certificate_expired", "has expired on"),
+        (-90, -1, "certificate_expired", "expired on"),
         (1, 90, "certificate_not_yet_valid", "is not valid before"),
         (-80, 10, "certificate_expires", "expires on"),
     ],

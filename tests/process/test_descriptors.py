@@ -23,23 +23,27 @@ def run(code: str, *prefix: str) -> str:
 RAISE = """
 import resource
 from lpechod.process.descriptors import raise_descriptor_limit
-print(raise_descriptor_limit(CONNECTIONS), *resource.getrlimit(resource.RLIMIT_NOFILE))
+print(raise_descriptor_limit(CONNECTIONS, LINES), *resource.getrlimit(resource.RLIMIT_NOFILE))
 """
 
 
 @pytest.mark.parametrize(
-    ("connections", "limit", "expected"),
+    ("connections", "lines", "limit", "expected"),
     [
-        (500, "256:1024", (500, 500 + RESERVED_DESCRIPTORS, 1024)),
-        (2000, "256:1024", (1024 - RESERVED_DESCRIPTORS, 1024, 1024)),
-        (100, "1000:1024", (100, 1000, 1024)),
-        (10, "32:32", (0, 32, 32)),
+        (500, 2, "256:1024", (500, 500 + RESERVED_DESCRIPTORS, 1024)),
+        (2000, 2, "256:1024", (1024 - RESERVED_DESCRIPTORS, 1024, 1024)),
+        (100, 2, "1000:1024", (100, 1000, 1024)),
+        (10, 2, "32:32", (0, 32, 32)),
+        (10, 400, "256:1024", (10, 400 + RESERVED_DESCRIPTORS, 1024)),
     ],
-    ids=["raised as needed", "as far as it goes", "left alone", "never negative"],
+    ids=["raised as needed", "as far as it goes", "left alone", "never negative", "for workers"],
 )
-def test_the_limit_is_raised(connections: int, limit: str, expected: tuple[int, ...]) -> None:
+def test_the_limit_is_raised(
+    connections: int, lines: int, limit: str, expected: tuple[int, ...]
+) -> None:
     """The soft limit becomes what is needed, within the hard limit, and the rest is reported."""
-    printed = run(RAISE.replace("CONNECTIONS", str(connections)), "prlimit", f"--nofile={limit}")
+    code = RAISE.replace("CONNECTIONS", str(connections)).replace("LINES", str(lines))
+    printed = run(code, "prlimit", f"--nofile={limit}")
 
     assert printed == " ".join(map(str, expected))
 

@@ -185,7 +185,7 @@ class Daemon:
         return self.metric(name, **labels)
 
     def wait_until(self, name: str, value: float, **labels: str) -> None:
-        """Scrape until a series has a value, which workers publish ten times a second."""
+        """Scrape until a series has a value, which workers publish within a fifth of a second."""
         give_up_at = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < give_up_at:
             if self.metric(name, **labels) == value:

@@ -200,7 +200,7 @@ class Manager:
         return [(name, fd) for name, fds in self.store.items() for fd in fds]
 
     def go(self) -> None:
-        """Stop to listen, for good."""
+        """Stop listening, for good."""
         if self._reader.is_alive():
             self._say(_END)
             self._reader.join(PATIENCE_SECONDS)

@@ -11,7 +11,7 @@ from enum import Enum
 
 WINDOW_SECONDS = 0.5
 """What a connection did before that, a worker has published, even one that had to wait for the
-processor now and then: it publishes ten times a second."""
+processor now and then: it publishes within a fifth of a second."""
 
 _RECEIVE_BYTES = 1 << 18
 _HEADER = struct.Struct(">I")

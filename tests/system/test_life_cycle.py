@@ -1,5 +1,6 @@
 """The daemon from start to end: signals, drain, exit status, what it leaves behind."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -180,6 +181,17 @@ def test_a_default_sigpipe_is_no_danger(tmp_path: Path) -> None:
         daemon.wait_for("connection_closed", reason="reset")
         with daemon.connect() as other:
             other.echo(b"still here")
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+def test_signals_of_other_daemons_mean_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    """What reopens logs or upgrades elsewhere ends neither the supervisor nor a worker."""
+    with Daemon(tmp_path) as daemon, daemon.connect() as client:
+        client.echo(b"before")
+        for pid in (daemon.pid, *daemon.workers()):
+            os.kill(pid, number)
+        client.echo(b"after")
+        assert daemon.metric("lpechod_worker_restarts_total") == 0
 
 
 def test_a_daemon_without_standard_error_serves(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import signal
 import socket
 from collections.abc import Iterator
@@ -184,6 +185,18 @@ def test_a_unix_socket_of_somebody_else(tmp_path: Path) -> None:
         succeed(daemon, configuration())
 
 
+def test_a_pipe_that_has_been_read(tmp_path: Path) -> None:
+    """A pipe such as /dev/stdin, empty since the start, is not taken for a file of defaults."""
+    with Daemon(tmp_path, configuration(), errors=FAILURE) as daemon:
+        with nothing_changes(daemon):
+            with held_up(daemon):
+                pass
+            daemon.wait_for("reload_failed")
+            daemon.wait_until("lpechod_config_last_reload_successful", 0)
+        assert "is a pipe with nothing in it" in daemon.events("reload_failed")[0]["problem"]
+        succeed(daemon, configuration())
+
+
 def test_a_check_that_is_killed(tmp_path: Path) -> None:
     """A check that ends by a signal is a failed reload like any other."""
     with Daemon(tmp_path, configuration(), errors=FAILURE) as daemon:
@@ -221,6 +234,31 @@ def test_a_check_that_cannot_be_executed(tmp_path: Path) -> None:
         fail(daemon, "cannot start a check: Cannot allocate memory")
 
 
+def test_a_check_whose_sockets_find_no_descriptors(tmp_path: Path) -> None:
+    """Without descriptors for all the new sockets, a reload fails, and those it got are closed."""
+    many = configuration(*["127.0.0.1:0"] * 12)
+    with Daemon(tmp_path, configuration(), errors=FAILURE) as daemon:
+        hard = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)[1]
+        last = max(int(each.name) for each in Path(f"/proc/{daemon.pid}/fd").iterdir())
+        with nothing_changes(daemon):
+            # As many as it takes to start a check, and to scrape it.
+            resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (last + 8, hard))
+            daemon.path.write_text(many)
+            fail(daemon, "too few descriptors are left for its sockets; raise LimitNOFILE=")
+            resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (hard, hard))
+        succeed(daemon, many)
+
+
+def test_an_address_that_overlaps_with_one_that_stays(tmp_path: Path) -> None:
+    """What could not be bound together at a start is not bound by a reload, either."""
+    port = free_address().rpartition(":")[2]
+    with Daemon(tmp_path, configuration(f"127.0.0.1:{port}"), errors=FAILURE) as daemon:
+        with nothing_changes(daemon):
+            daemon.path.write_text(configuration(f"127.0.0.1:{port}", f"[::]:{port}"))
+            fail(daemon, rf"cannot listen on \[::\]:{port}: Address already in use .*")
+        succeed(daemon, configuration(f"[::]:{port}"))
+
+
 def test_a_second_signal_after_a_failure_is_obeyed(tmp_path: Path) -> None:
     """A SIGHUP that came during a check that fails leads to another check."""
     with Daemon(tmp_path, configuration(), errors=FAILURE) as daemon:
@@ -234,9 +272,10 @@ def test_a_second_signal_after_a_failure_is_obeyed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_end_during_a_check(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize("address", ["127.0.0.1:0", "unix:{}/echo.sock"])
+def test_an_end_during_a_check(tmp_path: Path, number: signal.Signals, address: str) -> None:
     """A signal to end while a configuration is checked ends the check as well."""
-    with Daemon(tmp_path, configuration(f"unix:{tmp_path}/echo.sock")) as daemon:
+    with Daemon(tmp_path, configuration(address.format(tmp_path))) as daemon:
         with held_up(daemon) as (check, _), daemon.connect() as client:
             client.echo(b"still served")
             daemon.signal(number)

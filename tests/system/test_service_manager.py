@@ -292,7 +292,7 @@ def test_a_manager_that_does_not_read_is_waited_for(tmp_path: Path) -> None:
 
 
 def test_a_reload_is_framed_for_a_manager_that_is_late(tmp_path: Path) -> None:
-    """A manager that reads nothing during a reload hears afterwards of its begin and its end."""
+    """A manager that reads nothing during a reload hears afterwards of its beginning and end."""
     with Manager(tmp_path / "n", reads=False) as manager:
         manager.fill()
         with manager.start(tmp_path) as daemon:

@@ -146,7 +146,7 @@ class TestDribble:
         assert shell.wait_for_deadline() == SMALL.frame_s + 1.0 - 3.0
 
     def test_not_while_two_causes_pause(self) -> None:
-        """Two pauses that overlap count as one, from the first's begin to the second's end."""
+        """Two pauses that overlap count as one, from the first's beginning to the second's end."""
         shell = Shell(EchoSettings(high_watermark_bytes=50, low_watermark_bytes=10, write_s=1e4))
         shell.room = 0
         shell.feed(patterned(50) + patterned(1024)[:7])
@@ -266,7 +266,7 @@ class TestLifetime:
 
 
 class TestOverdue:
-    """Who may be closed to make room for others, and since when."""
+    """Who may be closed for others for others, and since when."""
 
     SETTINGS = EchoSettings(
         idle_s=300.0,

@@ -76,8 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         arguments = build_parser().parse_args(argv)
-    except SystemExit:
-        _print("")  # argparse leaves help and version in the buffer.
+    except SystemExit as end:
+        if not end.code:
+            _print("")  # argparse leaves help and version in the buffer.
         raise
     try:
         if arguments.command == "schema":
@@ -118,7 +119,9 @@ def _print(text: str) -> int:
     return 0
 
 
-def _write(text: str, stream: TextIO) -> None:
+def _write(text: str, stream: TextIO | None) -> None:
+    if stream is None:
+        return  # It was closed when the interpreter started; print() would take the other one.
     try:
         print(text, end="", file=stream, flush=True)
     except OSError:

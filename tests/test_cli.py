@@ -432,6 +432,23 @@ def test_problems_that_nobody_reads(tmp_path: Path, unread: int) -> None:
     assert run("check", "--config", path, stdout=unread, stderr=unread).returncode == 78
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this platform has no /dev/full")
+def test_wrong_usage_into_a_full_disk() -> None:
+    """The status stays that of a wrong usage, which is no output."""
+    with Path("/dev/full").open("wb") as full:
+        ended = run("bogus", stdout=full)
+    assert ended.returncode == 2
+    assert "cannot write" not in ended.stderr
+
+
+def test_closed_standard_error(tmp_path: Path) -> None:
+    """Problems that can't be shown do not end up among the output."""
+    path = tmp_path / "faults.toml"
+    path.write_text(FAULTS)
+    script = f"{shlex.join(COMMAND)} config --config {shlex.quote(str(path))} 2>&-"
+    assert outcome(run(command=("sh", "-c", script))) == (78, "", "")
+
+
 def test_closed_standard_output() -> None:
     """A closed standard output is no failure of a check."""
     script = f"{shlex.join(COMMAND)} check --config {shlex.quote(str(EXAMPLE))} >&-"

@@ -266,9 +266,9 @@ class LimitsConfig(Table):
         needed = least_buffered(frame, high)
         if size < needed:
             message = (
-                f"{format_size(size)} is less than {format_size(needed)}; a frame of max_frame "
-                "being collected, one being sent back, each in a buffer of up to four times its "
-                "size, and high_watermark must fit"
+                f"{format_size(size)} is less than {format_size(needed)}; three buffers for a "
+                "frame of max_frame, each up to four times as large as that, and 2 * max_frame "
+                "+ high_watermark must fit"
             )
             causes = (("limits", "max_frame"), ("limits", "high_watermark"))
             refuse(Conflict(message, because_of=causes))
@@ -279,15 +279,18 @@ def least_buffered(max_frame: int, high_watermark: int) -> int:
     """Return the least ``limits.max_buffered`` with which every frame can be echoed, in bytes.
 
     While one frame is sent back, the next is collected; and when that has outgrown its buffer, it
-    is copied to one of four times the size (`lpechod.engine.buffers`). So much must be less than
-    what is taken for a want of memory (``limits.overload_threshold``).
+    is copied to one of four times the size (`lpechod.engine.buffers`). That takes two buffers and a
+    quarter, which must be less than what is taken for a want of memory
+    (``limits.overload_threshold``). And frames that are sent back may come to the high watermark.
 
     Args:
         max_frame: the longest body, in bytes.
         high_watermark: pending bytes at which reading stops.
     """
-    buffer = capacity_for(max_frame + HEADER_BYTES)
-    needed = 3 * buffer + high_watermark
+    needed = max(
+        3 * capacity_for(max_frame + HEADER_BYTES),
+        2 * max_frame + high_watermark,
+    )
     return -(-needed // 1024) * 1024
 
 

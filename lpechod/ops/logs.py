@@ -12,7 +12,7 @@ buckets. Nothing global is configured (structlog, `logging`, `warnings`): logs l
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import SimpleNamespace
 from typing import Literal
 
@@ -116,6 +116,15 @@ class Log:
         if self._priority >= _ERROR:
             self._emit(self._logger.error, event, fields)
 
+    def errors(self, event: str, each: Iterable[dict[str, object]]) -> None:
+        """Record what failed for several reasons at once, a line with its fields for each.
+
+        For the rate limit they are one: whoever mends the first 20 should not have to try again to
+        be told of the others.
+        """
+        if self._priority >= _ERROR:
+            self._emit(self._logger.error, event, *each)
+
     def permits(self, event: str) -> bool:
         """Tell whether the rate limit would let a line of this event pass now.
 
@@ -148,15 +157,16 @@ class Log:
         """Close the copy that fork(2) has made; what waits to be written is the parent's."""
         self._sink.abandon()
 
-    def _emit(self, write: Callable[..., bool], event: str, fields: dict[str, object]) -> None:
+    def _emit(self, write: Callable[..., bool], event: str, *lines: dict[str, object]) -> None:
         if not self.permits(event):
             return
         bucket = self._buckets[event]
         bucket.tokens -= 1
-        if bucket.suppressed:
-            fields["suppressed"] = bucket.suppressed
-        if write(event, **fields):
-            bucket.suppressed = 0
+        for fields in lines:
+            if bucket.suppressed:
+                fields["suppressed"] = bucket.suppressed
+            if write(event, **fields):
+                bucket.suppressed = 0
 
 
 def open_log(

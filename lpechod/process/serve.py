@@ -58,8 +58,7 @@ def _start(loaded: Loaded, manager: ServiceManager) -> int:
     try:
         sockets.bind_missing(wanted)
     except ListenError as error:
-        for problem in error.problems:
-            log.error("listen_failed", problem=problem)
+        log.errors("listen_failed", ({"problem": problem} for problem in error.problems))
         if manager.keeps_descriptors:
             sockets.keep_files()
         sockets.close(ECHO)

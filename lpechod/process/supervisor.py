@@ -320,8 +320,7 @@ class Supervisor:
 
     def _reload_failed(self, problems: list[str], standing: str = "all is as before") -> None:
         self._reload_successful = False
-        for problem in problems:
-            self._log.error("reload_failed", problem=problem)
+        self._log.errors("reload_failed", ({"problem": problem} for problem in problems))
         self._phase = _Phase.SERVING
         self._notifier.ready(f"Reload failed, {standing}: {problems[0]}")
         if self._reload_wanted:

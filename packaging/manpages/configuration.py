@@ -114,9 +114,9 @@ _NOTES: Final = {
     "limits.connection_rate": """Each worker counts for itself, so an address may come so often to
         each of them.""",
     "limits.low_watermark": "Less than `high_watermark`.",
-    "limits.max_buffered": """At least `high_watermark` and three buffers for a frame of
-        `max_frame`. A buffer has 1 KiB, 4 KiB, 16 KiB and so on, and 64 bytes more; so that is 3329
-        KiB by default. Past
+    "limits.max_buffered": """At least three buffers for a frame of `max_frame`, and
+        `2 * max_frame + high_watermark`. A buffer has 1 KiB, 4 KiB, 16 KiB and so on, and 64 bytes
+        more; so that is 3073 KiB by default. Past
         `overload_threshold` percent of it, those who take longer than `timeouts.overload_frame`
         for a frame are closed. If that is not enough, those who hold most are paused, and shed if
         that has not helped within a second.""",

@@ -150,6 +150,19 @@ def test_every_level_is_limited(output: Output, level: Level) -> None:
     assert log.suppressed_lines == 3
 
 
+def test_what_failed_for_several_reasons_is_one_event(output: Output) -> None:
+    """All its lines are written, whatever the limit; the next failure is held to it."""
+    log = output.open(burst=1)
+    log.errors("reload_failed", ({"problem": number} for number in range(30)))
+    log.errors("reload_failed", [{"problem": "late"}])
+    output.clock.advance(1000.0)
+    quiet = output.open(level="error")
+    quiet.errors("reload_failed", [])
+
+    assert [event["problem"] for event in output.events()] == list(range(30))
+    assert log.suppressed_lines == 1
+
+
 def test_permits_takes_nothing(output: Output) -> None:
     """Asking is free; only the line takes a token, and one that was permitted is sure to pass."""
     log = output.open(burst=2)

@@ -21,6 +21,7 @@ from tests.system.daemon import (
     free_address,
     is_alive,
     wait_for_end,
+    wait_for_sleeps,
 )
 
 FAILURE = ("reload_failed",)
@@ -38,6 +39,7 @@ def nothing_changes(daemon: Daemon) -> Iterator[None]:
     """Demand that a failed reload leaves processes, sockets and connections as they were."""
     sent = frame(bytes(1000))
     latest, processes = daemon.latest, (daemon.pid, *daemon.workers())
+    wait_for_sleeps(daemon.pid, 2)  # The last scrape may be closing its connection.
     kinds = [descriptor_kinds(pid) for pid in processes]
     name = "lpechod_config_last_reload_success_timestamp_seconds"
     loaded_at = daemon.metric(name)

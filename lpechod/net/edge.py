@@ -37,7 +37,8 @@ class EdgeConnection(Connection):
         descriptors, which nobody has asked for (SCM_RIGHTS, unix(7)). The first two show in the
         mask.
         """
-        return not isinstance(self.peer, tuple) and self._transport.waiting() > 0
+        connected = self.peer if self.proxy is None else self.proxy
+        return not isinstance(connected, tuple) and self._transport.waiting() > 0
 
     def _register(self) -> None:
         mask = READABLE | WRITABLE | PEER_CLOSED | URGENT | EDGE

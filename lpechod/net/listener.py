@@ -161,14 +161,18 @@ def serves(listening: socket.socket, address: Address) -> bool:
     if address.host is None:
         return bound[0] in (_WILDCARD_V6, _WILDCARD_V4)
     try:
-        return any(_place(bound) == _place(sockaddr) for _, sockaddr in _resolve(address))
+        return any(_is_place(bound, sockaddr) for _, sockaddr in _resolve(address))
     except socket.gaierror:
         return False
 
 
-def _place(sockaddr: tuple[object, ...]) -> tuple[object, ...]:
-    """Return what tells the hosts of a port apart: the address and, for IPv6, its interface."""
-    return sockaddr[:1] + sockaddr[3:]
+def _is_place(bound: tuple[object, ...], wanted: tuple[object, ...]) -> bool:
+    """Tell whether a socket is bound to an address, and its interface if that is said.
+
+    The kernel keeps the interface for link-local addresses only, and says 0 for others.
+    """
+    scopes = {*bound[3:], *wanted[3:]} - {0}
+    return bound[0] == wanted[0] and len(scopes) <= 1
 
 
 def _accepts(listening: socket.socket) -> bool:
@@ -300,13 +304,7 @@ def _name(listening: socket.socket) -> str:
         return f"unix:{bound}"
     if listening.family == socket.AF_INET:
         return f"{bound[0]}:{bound[1]}"
-    # Each interface has its own fe80::1 (RFC 4007, 11.2).
-    scope = f"%{_interface(bound[3])}" if bound[3] else ""
+    # Each interface has its own fe80::1 (RFC 4007, 11.2). By its number, since it may be renamed
+    # while workers know the listener by this name.
+    scope = f"%{bound[3]}" if bound[3] else ""
     return f"[{bound[0]}{scope}]:{bound[1]}"
-
-
-def _interface(index: int) -> str:
-    try:
-        return socket.if_indextoname(index)
-    except OSError:  # It has gone.
-        return str(index)

@@ -10,7 +10,7 @@ beyond the bytes and connections of that second did nothing, whatever the others
 """
 
 from lpechod.engine.loop import Loop
-from lpechod.engine.poller import ERROR, HANGUP, PEER_CLOSED, READABLE, WRITABLE
+from lpechod.engine.poller import ERROR, HANGUP, PEER_CLOSED, READABLE, URGENT, WRITABLE
 from lpechod.net.eventlog import EventLog
 from lpechod.net.service import EchoService
 
@@ -25,6 +25,7 @@ _MOST_NAMED = 8
 
 _MASK_NAMES = {
     READABLE: "readable",
+    URGENT: "urgent",
     WRITABLE: "writable",
     ERROR: "error",
     HANGUP: "hangup",

@@ -259,7 +259,7 @@ class LimitsConfig(Table):
 
     @field_validator("max_buffered")
     @classmethod
-    def _holds_two_frames(cls, size: int, info: ValidationInfo) -> int:
+    def _has_room_for_frames(cls, size: int, info: ValidationInfo) -> int:
         frame, high = info.data.get("max_frame"), info.data.get("high_watermark")
         if frame is None or high is None:
             return size
@@ -276,12 +276,13 @@ class LimitsConfig(Table):
 
 
 def least_buffered(max_frame: int, high_watermark: int) -> int:
-    """Return the least ``limits.max_buffered`` with which every frame can be echoed, in bytes.
+    """Return the least ``limits.max_buffered`` that suffices to echo every frame, in bytes.
 
-    While one frame is sent back, the next is collected; and when that has outgrown its buffer, it
-    is copied to one of four times the size (`lpechod.engine.buffers`). That takes two buffers and a
-    quarter, which must be less than what is taken for a want of memory
-    (``limits.overload_threshold``). And frames that are sent back may come to the high watermark.
+    That is, of a client that reads its echoes. While one frame is sent back, the next is collected;
+    and when that has outgrown its buffer, it is copied to one of four times the size
+    (`lpechod.engine.buffers`). That takes two buffers and a quarter; of three, it is less than what
+    is taken for a want of memory by default (``limits.overload_threshold``). And what is sent back
+    may come to the high watermark.
 
     Args:
         max_frame: the longest body, in bytes.

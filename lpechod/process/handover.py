@@ -35,8 +35,9 @@ class Handover:
         sockets: the listening sockets (`lpechod.process.sockets.Bound.describe`).
         segments: descriptors of the shared memory, the latest first.
         workers: of each child the process id, the place of its segment in ``segments``, its slot,
-            the descriptor of its line and whether it has been told to drain.
-        restarts: how many workers were started in place of others.
+            the descriptor of its line, whether it has been told to drain, and for how long it has
+            been silent, in seconds.
+        restarts: how many workers were started in place of ones that had died.
         reloaded_at: when the configuration before this one was loaded, in Unix time.
         notify_socket: the service manager's address.
         watchdog_s: what the service manager wants, in seconds.

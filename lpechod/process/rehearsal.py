@@ -15,13 +15,13 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from typing import Any
 
 from lpechod.engine.loop import Loop
 from lpechod.engine.poller import READABLE
 from lpechod.engine.wheel import Timer
-from lpechod.net.address import TcpAddress, parse_address
+from lpechod.net.address import Address, TcpAddress, parse_address
 from lpechod.net.listener import ListenError
 from lpechod.ops.credentials import Loaded, tls_contexts
 from lpechod.process.command import own_command
@@ -36,8 +36,9 @@ TIMEOUT_SECONDS = 30.0
 _VARIABLE = "LPECHOD_REHEARSAL"
 _CHANNEL = 3
 _MAX_OUTPUT = 1 << 16
-_MOST_SOCKETS = 64
-"""For one address, which may be a name of several."""
+_MOST_DESCRIPTORS = 253
+"""Of one message (SCM_MAX_FD, unix(7)): a document, and the sockets of an address, which may be a
+name of several."""
 
 
 class Rehearsal(Timer):
@@ -67,6 +68,7 @@ class Rehearsal(Timer):
         self._bound: list[Bound] = []
         self._output = b""
         self._fault = ""
+        self._gone = False
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._errors, their_errors = os.pipe()
         try:
@@ -108,6 +110,7 @@ class Rehearsal(Timer):
         Args:
             code: its exit status, or a signal's number, negated.
         """
+        self._gone = True
         self._receive()
         self._close()
         problems = _problems(self._output.decode(errors="replace").splitlines())
@@ -126,7 +129,8 @@ class Rehearsal(Timer):
 
     def _give_up(self, fault: str) -> None:
         self._fault = fault
-        self.kill()
+        if not self._gone:
+            self.kill()
 
     def abandon(self) -> None:
         """Close the copies that fork(2) has made."""
@@ -168,7 +172,7 @@ class Rehearsal(Timer):
 
     def _take_message(self) -> None:
         try:
-            kind, fds, flags, _ = socket.recv_fds(self._channel, 64, _MOST_SOCKETS)
+            kind, fds, flags, _ = socket.recv_fds(self._channel, 64, _MOST_DESCRIPTORS)
         except ConnectionResetError:  # It has not read the request.
             kind, fds, flags = b"", [], 0
         if not kind:
@@ -192,7 +196,7 @@ class Rehearsal(Timer):
 
 
 def _problems(lines: list[str]) -> list[str]:
-    """Reduce a traceback to what is wrong and where: the log's rate limit would eat its end."""
+    """Reduce a traceback to what is wrong and where: one line of the log, and of STATUS."""
     if lines[:1] != ["Traceback (most recent call last):"]:
         return lines
     places = [line.strip() for line in lines if line.lstrip().startswith('File "')]
@@ -241,10 +245,9 @@ def rehearse(loaded: Loaded, descriptor: int) -> int:
         contexts = tls_contexts(config, credentials)
         wanted = wanted_by(config, contexts)
         # Beside a socket that stays, an overlapping one would be bound now, and at no start again.
-        leaving = {parse_address(each) for each in request["held"]} - {
-            each.address for each in wanted
-        }
-        ports = {each.port for each in leaving if isinstance(each, TcpAddress)}
+        held = {parse_address(each) for each in request["held"]}
+        staying = held & {each.address for each in wanted}
+        ports = _ports(held - staying) - _ports(staying)
         try:
             opened = bind(missing(wanted, request["held"]), ports)
         except ListenError as error:
@@ -262,6 +265,10 @@ def rehearse(loaded: Loaded, descriptor: int) -> int:
             for listener in bound.listeners:
                 listener.keep_file()
     return 0
+
+
+def _ports(addresses: Iterable[Address]) -> set[int]:
+    return {each.port for each in addresses if isinstance(each, TcpAddress)}
 
 
 def _send(channel: socket.socket, kind: bytes, document: dict[str, Any], fds: list[int]) -> None:

@@ -1,6 +1,7 @@
 """``lpechod serve``: a fresh start, the rehearsal of a reload, or the other half of one."""
 
 import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from lpechod.process.descriptors import occupy_standard_streams, raise_descripto
 from lpechod.process.handover import Handover, take_over
 from lpechod.process.privileges import forgo_new_privileges
 from lpechod.process.rehearsal import rehearse, rehearsing
+from lpechod.process.signals import IGNORED_SIGNALS
 from lpechod.process.sockets import ECHO, METRICS, Bound, Sockets, wanted_by
 from lpechod.process.supervisor import Supervisor, worker_count
 from lpechod.process.systemd import Notifier, ServiceManager, take_environment
@@ -36,6 +38,8 @@ def serve(path: Path) -> int:
     Raises:
         ConfigError: the file can't be read or can't be used.
     """
+    for number in IGNORED_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     occupy_standard_streams()
     channel = rehearsing(os.environ)
     if channel is not None:

@@ -34,7 +34,7 @@ from lpechod.ops.validity import certificate_expiry
 from lpechod.process.ending import Ending
 from lpechod.process.handover import Handover, hand_over
 from lpechod.process.rehearsal import Rehearsal
-from lpechod.process.signals import HANDLED_SIGNALS, IGNORED_SIGNALS
+from lpechod.process.signals import HANDLED_SIGNALS
 from lpechod.process.sockets import ECHO, METRICS, Bound, Sockets
 from lpechod.process.systemd import Notifier, ServiceManager
 from lpechod.process.watchdog import Watchdog
@@ -63,7 +63,7 @@ class Supervisor:
         segment: the shared memory.
         log: where to write.
         worker_capacity: how many connections the descriptor limit of a worker suffices for.
-        restarts: how many workers were started in place of others before a reload.
+        restarts: how many workers were started before a reload in place of ones that had died.
         reloaded_at: when the configuration before that was loaded, in Unix time.
         census: where workers count their clients for each other, if any do.
     """
@@ -128,8 +128,6 @@ class Supervisor:
         # A peer that resets while we write must be an error of that write and nothing more.
         # That is said here, and not left to the interpreter's habit.
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-        for number in IGNORED_SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED_SIGNALS)
         self._endpoint.start()
         # What exists now lives as long as the process: no collection need look at it again, and

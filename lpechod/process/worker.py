@@ -100,6 +100,9 @@ class Worker(Timer):
     def run(self) -> None:
         """Serve until drained."""
         self._acceptor.start()
+        if self._acceptor.suspended:
+            # The poller has no room for the listeners: those of before a reload should go on.
+            raise OSError("the listeners can't be watched")
         self._slot.state = SlotState.READY
         self.on_deadline(self._loop.now)
         self._line.send("ready")

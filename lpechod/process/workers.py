@@ -72,7 +72,7 @@ class Workers(Timer):
             raises, as there would be two supervisors then.
         loop: where to wait.
         log: gets a line for each that ends.
-        restarts: how many were started in place of others before.
+        restarts: how many were started in place of ones that had died before.
         census: where workers count their clients for each other, if any do.
     """
 

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from lpechod.net.entrance import OPEN_TO_ALL, Entrance
+from tests.net import harness
 from tests.net.conftest import Serve
-from tests.net.harness import frame
+from tests.net.harness import PROXIED, frame
 
 
 @pytest.fixture(name="poller_name")
@@ -31,10 +33,16 @@ def test_a_connection_that_has_ended_asks_for_nothing(serve: Serve, tmp_path: Pa
     assert [line["reason"] for line in server.log.of("connection_closed")] == ["reset"]
 
 
-def test_what_is_behind_descriptors_is_read(serve: Serve, tmp_path: Path) -> None:
+@pytest.mark.parametrize("entrance", [OPEN_TO_ALL, PROXIED], ids=["plain", "proxied"])
+def test_what_is_behind_descriptors_is_read(
+    serve: Serve, entrance: Entrance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A message with descriptors ends a read; what was sent after it does not wait for more."""
-    server = serve(f"unix:{tmp_path}/socket")
+    header = b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n"
+    monkeypatch.setattr(harness, "proxy_header", lambda _client: header)
+    server = serve(f"unix:{tmp_path}/socket", entrance=entrance)
     client = server.connect()
+    server.settle()
     whole = frame(b"before and behind")
     client.sent += socket.send_fds(client.socket, [whole[:9]], [client.socket.fileno()])
     client.send_some(whole[9:])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lpechod.engine.poller import ERROR, HANGUP, PEER_CLOSED, READABLE, WRITABLE
+from lpechod.engine.poller import ERROR, HANGUP, PEER_CLOSED, READABLE, URGENT, WRITABLE
 from lpechod.engine.wheel import Timer
 from lpechod.net.admission import AdmissionLimits
 from lpechod.net.spin import SPIN_TURNS_PER_SECOND, SpinDetector, _describe
@@ -265,7 +265,8 @@ class TestNoSpinOfConnections:
         (READABLE, "readable"),
         (READABLE | WRITABLE, "readable|writable"),
         (ERROR | HANGUP, "error|hangup"),
-        (PEER_CLOSED | select.POLLPRI, f"peer_closed|{select.POLLPRI:#x}"),
+        (PEER_CLOSED | URGENT, "urgent|peer_closed"),
+        (PEER_CLOSED | select.POLLNVAL, f"peer_closed|{select.POLLNVAL:#x}"),
         (0, ""),
     ],
 )

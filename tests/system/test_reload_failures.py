@@ -254,10 +254,12 @@ def test_a_check_whose_sockets_find_no_descriptors(tmp_path: Path) -> None:
 def test_an_address_that_overlaps_with_one_that_stays(tmp_path: Path) -> None:
     """What could not be bound together at a start is not bound by a reload, either."""
     port = free_address().rpartition(":")[2]
-    with Daemon(tmp_path, configuration(f"127.0.0.1:{port}"), errors=FAILURE) as daemon:
+    one, other = f"127.0.0.1:{port}", f"[::1]:{port}"
+    with Daemon(tmp_path, configuration(one, other), errors=FAILURE) as daemon:
         with nothing_changes(daemon):
-            daemon.path.write_text(configuration(f"127.0.0.1:{port}", f"[::]:{port}"))
-            fail(daemon, rf"cannot listen on \[::\]:{port}: Address already in use .*")
+            for staying in ([one], [other], [one, other]):
+                daemon.path.write_text(configuration(*staying, f"[::]:{port}"))
+                fail(daemon, rf"cannot listen on \[::\]:{port}: Address already in use .*")
         succeed(daemon, configuration(f"[::]:{port}"))
 
 

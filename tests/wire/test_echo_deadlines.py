@@ -266,7 +266,7 @@ class TestLifetime:
 
 
 class TestOverdue:
-    """Who may be closed for others for others, and since when."""
+    """Who may be closed to make room for others, and since when."""
 
     SETTINGS = EchoSettings(
         idle_s=300.0,

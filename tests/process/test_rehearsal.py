@@ -9,7 +9,6 @@ import pytest
 from lpechod.engine import clock
 from lpechod.engine.loop import Loop
 from lpechod.engine.poller import open_poller
-from lpechod.process import rehearsal
 from lpechod.process.rehearsal import Rehearsal
 from lpechod.process.sockets import Bound
 from tests.net.harness import descriptors
@@ -35,7 +34,7 @@ def test_what_it_has_sent_is_taken_after_its_end(
     monkeypatch: pytest.MonkeyPatch, room: int
 ) -> None:
     """A process that ended before anybody read its messages has its sockets taken, or none."""
-    monkeypatch.setattr(rehearsal, "own_command", lambda: [sys.executable, "-c", CHILD])
+    monkeypatch.setattr(sys, "orig_argv", [sys.executable, "-c", CHILD])
     before = descriptors()
     loop = Loop(open_poller("auto"), clock.monotonic)
     ends: list[tuple[dict[str, Any] | None, list[Bound], list[str]]] = []

@@ -6,10 +6,9 @@
 Each process, of the daemon's and of the load's, may have 20,000 descriptors. One in a hundred of
 the connections is active; the others have echoed a frame, and idle under the default time-outs. In
 turn the active ones are timed alone and beside the idle ones, which come and go for it: in each
-cycle the phases alone come first, then those beside. Latencies are medians over the
-phases, of which there are many: the p99 of one alone varies fourfold with whatever else the machine
-does. Each frame is 64 bytes, each different, and compared; so is one on each idle connection before
-it ends.
+cycle the phases alone come first, then those beside. Latencies are medians over the phases, of
+which there are many: the p99 of one alone varies fourfold with whatever else the machine does. Each
+frame is 64 bytes, each different, and compared; so is one on each idle connection before it ends.
 
 Memory is what is private to the workers: its growth over all connections, from a daemon that has
 just started. The kernel's is what the slabs and socket buffers of the machine have grown by, for

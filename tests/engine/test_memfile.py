@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from lpechod.engine.memfile import memory_file
+from tests.net.harness import descriptors
+from tests.net.scarcity import descriptors_left
 
 
 def test_what_is_in_it_can_be_read() -> None:
@@ -23,27 +25,19 @@ def test_what_is_in_it_can_be_read() -> None:
 @pytest.mark.parametrize("left", [0, 1])
 def test_the_last_descriptor_is_enough(left: int) -> None:
     """It takes one descriptor, and without any fails and leaves none open."""
-    free = [os.dup(0) for _ in range(left + 1)]
-    for fd in free:
-        os.close(fd)
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (free[-1], limits[1]))
-    try:
+    before = descriptors()
+    with descriptors_left(left):
         if left:
             os.close(memory_file("some-name", b"content"))
         else:
             with pytest.raises(OSError, match="Too many open files"):
                 memory_file("some-name", b"content")
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    assert os.dup(0) == free[0]
-    os.close(free[0])
+    assert before == descriptors()
 
 
 def test_a_failed_write_leaves_nothing_open() -> None:
     """Without room for the content, here by a limit on the size of files, it is closed again."""
-    expected = os.dup(0)
-    os.close(expected)
+    before = descriptors()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (16, limits[1]))
     try:
@@ -51,5 +45,4 @@ def test_a_failed_write_leaves_nothing_open() -> None:
             memory_file("some-name", bytes(1 << 20))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert os.dup(0) == expected
-    os.close(expected)
+    assert before == descriptors()

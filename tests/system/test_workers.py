@@ -257,6 +257,21 @@ def test_a_hung_worker_is_killed_and_replaced(tmp_path: Path) -> None:
         assert daemon.metric("lpechod_worker_restarts_total") == 1
 
 
+def test_silence_goes_on_over_a_reload(tmp_path: Path) -> None:
+    """Reloads do not begin to count anew: a worker that was stalled before is so afterwards."""
+    with Daemon(tmp_path, workers(1, 'watchdog = "1h"')) as daemon:
+        daemon.wait_for("ready")
+        (victim,) = daemon.workers()
+        os.kill(victim, signal.SIGSTOP)
+        daemon.wait_until("lpechod_workers", 1, state="stalled")
+        daemon.reload()
+
+        assert daemon.metric("lpechod_workers", state="stalled") == 1
+
+        os.kill(victim, signal.SIGCONT)
+        daemon.wait_for("worker_ended", worker=victim)
+
+
 @pytest.mark.parametrize("watchdog", ["10s", "off"])
 def test_a_short_stop_kills_nobody(tmp_path: Path, watchdog: str) -> None:
     """A worker that stands still for less than the watchdog's time goes on as if nothing was."""

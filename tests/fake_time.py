@@ -65,14 +65,14 @@ class FakeTimePoller:
         self.timeouts: list[float | None] = []
         self.idle_polls = 0
 
-    def poll(self, timeout: float | None) -> Ready:
+    def poll(self, timeout: float | None, maxevents: int = -1, /) -> Ready:
         """Return what is ready now, or skip the wait.
 
         Raises:
             AssertionError: the wait would last for ever.
         """
         self.timeouts.append(timeout)
-        ready = self._poller.poll(0.0)
+        ready = self._poller.poll(0.0, maxevents)
         if ready:
             return ready
         if timeout is None:

@@ -14,9 +14,7 @@ does not inherit a kqueue (fork(2)): open it in the process that uses it.
 import select
 from typing import Any
 
-from lpechod.engine.poller import ERROR, HANGUP, READABLE, WRITABLE, Ready
-
-_MAX_EVENTS = 256
+from lpechod.engine.poller import ERROR, HANGUP, MAX_EVENTS, READABLE, WRITABLE, Ready
 
 
 class KqueuePoller:
@@ -60,10 +58,10 @@ class KqueuePoller:
 
     forget = unregister
 
-    def poll(self, timeout: float | None) -> Ready:
+    def poll(self, timeout: float | None, maxevents: int = MAX_EVENTS, /) -> Ready:
         """Wait; timeouts have nanoseconds here and need no rounding."""
         masks: dict[int, int] = {}
-        for event in self._kqueue.control(None, _MAX_EVENTS, timeout):
+        for event in self._kqueue.control(None, maxevents, timeout):
             masks[event.ident] = masks.get(event.ident, 0) | self._translate(event)
         return list(masks.items())
 

@@ -17,7 +17,6 @@ import math
 import select
 import sys
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Protocol
 
 READABLE = 0x001
@@ -37,7 +36,7 @@ so that epoll's answers need no translation."""
 FD_SETSIZE = 1024
 """One more than the largest descriptor that select(2) can hold, on glibc, musl and the BSDs."""
 
-_MAX_EVENTS = 256
+MAX_EVENTS = 256
 """Events taken by one wait; the kernel hands the rest out first next time, so nobody starves."""
 
 Ready = list[tuple[int, int]]
@@ -61,11 +60,12 @@ class Poller(Protocol):
     def forget(self, fd: int) -> None:
         """Stop watching a descriptor that is closed next, and of which there is no duplicate."""
 
-    def poll(self, timeout: float | None) -> Ready:
+    def poll(self, timeout: float | None, maxevents: int = -1, /) -> Ready:
         """Wait until something is ready.
 
         Args:
             timeout: seconds to wait at most; None waits for ever.
+            maxevents: how many pairs to return at most, if the system call has such a bound.
         """
 
     def close(self) -> None:
@@ -83,10 +83,7 @@ class EpollPoller:
         self.register = self._epoll.register
         self.modify = self._epoll.modify
         self.unregister = self._epoll.unregister
-        # epoll.poll rounds to the next millisecond itself.
-        self.poll: Callable[[float | None], Ready] = partial(
-            self._epoll.poll, maxevents=_MAX_EVENTS
-        )
+        self.poll = self._epoll.poll  # It rounds to the next millisecond itself.
 
     def forget(self, fd: int) -> None:
         """Do nothing: a descriptor leaves the set by itself when it is closed (epoll(7))."""
@@ -109,8 +106,8 @@ class PollPoller:
         self.modify = self._poll.modify
         self.unregister = self.forget = self._poll.unregister
 
-    def poll(self, timeout: float | None) -> Ready:
-        """Wait, with the time-out rounded up to a millisecond."""
+    def poll(self, timeout: float | None, _maxevents: int = -1, /) -> Ready:
+        """Wait, with the time-out rounded up to a millisecond; return all that is ready."""
         ready = self._poll.poll(None if timeout is None else math.ceil(timeout * 1000))
         for fd, mask in ready:
             if mask & select.POLLNVAL:
@@ -160,8 +157,8 @@ class SelectPoller:
 
     forget = unregister
 
-    def poll(self, timeout: float | None) -> Ready:
-        """Wait; select.select rounds to the next microsecond itself.
+    def poll(self, timeout: float | None, _maxevents: int = -1, /) -> Ready:
+        """Wait; select.select rounds to the next microsecond itself. Return all that is ready.
 
         An error shows as readable and writable, as select(2) has no word for it.
         """

@@ -99,7 +99,7 @@ class SteadyPath(SteadyTable["SteadyConnection"]):
                     connection.take(count, now)
                     continue
                 self._note(run, reads)
-                run, reads = other, 0
+                self._run, run, reads = other, other, 0
                 size, headers, expected, echo = run.size, run.headers, run.expected, run.echo
             reads += 1
             protocol = connection.protocol

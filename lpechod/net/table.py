@@ -39,8 +39,7 @@ class SteadyTable(Generic[Member]):
         self.connections.pop(fd, None)
 
     def _note(self, run: Run, reads: int) -> None:
-        """Count so many reads of such frames, and expect another."""
-        self._run = run
+        """Count so many reads of such frames."""
         tally = self._tally
         frames = run.frames * reads
         tally.frame_sizes[run.size_class] += frames

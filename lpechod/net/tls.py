@@ -40,9 +40,9 @@ from lpechod.wire.states import CloseReason
 RECORD_BYTES = 16384
 """Most plaintext of one record (RFC 8446, 5.1)."""
 
-TCP_CORK: int | None = getattr(socket, "TCP_CORK", None)
-"""Linux only (tcp(7)). A large echo is a write(2) for each of its records, and with TCP_NODELAY the
-kernel would send each at once, in segments of which the last is not full."""
+TCP_CORK: int = getattr(socket, "TCP_CORK", 0)
+"""Linux only (tcp(7)), else 0. A large echo is a write(2) for each of its records, and with
+TCP_NODELAY the kernel would send each at once, in segments of which the last is not full."""
 
 _NOTHING = bytes(4)
 """The int that TIOCOUTQ fills in, which is SIOCOUTQ (tcp(7)): bytes that the peer has not taken."""
@@ -83,7 +83,8 @@ class TlsTransport:
     """
 
     __slots__ = (
-        "_context", "_failure", "_socket", "_together", "crossed", "eager", "fd", "more", "stream",
+        "_context", "_corks", "_failure", "_socket", "_together", "crossed", "eager", "fd", "more",
+        "stream",
     )  # fmt: skip
 
     def __init__(self, connected: socket.SocketType, context: ssl.SSLContext) -> None:
@@ -91,6 +92,7 @@ class TlsTransport:
         self._socket: socket.SocketType = connected
         self.stream: Stream | None = None
         self._context = context
+        self._corks = TCP_CORK != 0 and connected.family != socket.AF_UNIX
         self._failure: Exception | None = None
         self._together = 0
         """Bytes that OpenSSL has to be given again with one call."""
@@ -215,7 +217,9 @@ class TlsTransport:
             if size <= RECORD_BYTES:
                 sent = stream.write(data)
             else:
-                corked = self._cork(1)
+                corked = self._corks
+                if corked:
+                    self._cork(1)
                 together = self._together or self._fitting(size)
                 while sent < size:
                     self._together = together
@@ -273,12 +277,9 @@ class TlsTransport:
         self._failure = None
         self._socket.close()
 
-    def _cork(self, on: int) -> bool:
-        """Have the kernel gather what is sent, or send it; tell whether it does so."""
-        if TCP_CORK is None or self._socket.family == socket.AF_UNIX:
-            return False
+    def _cork(self, on: int) -> None:
+        """Have the kernel gather what is sent, or send it."""
         self._socket.setsockopt(socket.IPPROTO_TCP, TCP_CORK, on)
-        return True
 
     def _fitting(self, size: int) -> int:
         """Return how many bytes of so many, in whole records, go with one call to OpenSSL.
@@ -286,7 +287,7 @@ class TlsTransport:
         All, if nothing else is in the kernel and it has room for twice as much: it counts what it
         needs for itself, too. What is there is not counted that way, hence nothing.
         """
-        if TCP_CORK is None or self._socket.family == socket.AF_UNIX:
+        if not self._corks:
             return RECORD_BYTES
         room = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
         if room < 2 * size or fcntl.ioctl(self.fd, termios.TIOCOUTQ, _NOTHING) != _NOTHING:

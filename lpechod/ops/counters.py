@@ -167,37 +167,58 @@ class TurnWatch:
         tally: where the frames are counted.
     """
 
-    __slots__ = ("_seen", "_tally", "turns")
+    __slots__ = (
+        "_longest_short", "_placed", "_seen", "_short", "_short_seconds", "_tally", "_turns",
+    )  # fmt: skip
 
     def __init__(self, tally: Tally) -> None:
         self._tally = tally
+        self._longest_short = tally.echo_delays.first
+        self._turns = Histogram(self._longest_short, TURN_CLASSES)
         self._seen = 0
-        self.turns = Histogram(50e-6, TURN_CLASSES)
+        """Echoes that have left in the turn in which they came."""
+        self._placed = 0
+        """Those of them that are in the histogram already."""
+        self._short = 0
+        """Turns that are not: short ones, in which each event has brought an echo."""
+        self._short_seconds = 0.0
 
     def note(self, seconds: float, events: int) -> None:
-        """Take note of a turn of so many seconds and events."""
-        turns, tally = self.turns, self._tally
-        turns.seconds += seconds
-        if seconds <= turns.first:
-            turns.counts[0] += 1
-        else:
-            turns.place(seconds, 1)
-        frames = tally.frames - tally.delayed_frames - self._seen
+        """Take note of a turn of so many seconds and events.
+
+        Of nearly all turns the class is known beforehand, which takes two numbers and not two
+        histograms; those have it when somebody wants to know (`settle`).
+        """
+        tally = self._tally
+        seen = tally.frames - tally.delayed_frames
+        frames = seen - self._seen
+        self._seen = seen
+        if frames and frames == events and seconds <= self._longest_short:
+            self._short += 1
+            self._short_seconds += seconds
+            return
+        self._turns.observe(seconds)
         if frames:
-            self._seen += frames
+            self._placed += frames
             # Without any event, a timer has found bytes that arrived after the poll had returned.
-            mean = seconds / events if events else seconds
-            delays = tally.echo_delays
-            delays.seconds += mean * frames
-            if mean <= delays.first:
-                delays.counts[0] += frames
-            else:
-                delays.place(mean, frames)
+            tally.echo_delays.observe(seconds / events if events else seconds, frames)
+
+    def settle(self) -> Histogram:
+        """Bring the histogram of echoes up to date, and return that of turns."""
+        turns, delays, seconds = self._turns, self._tally.echo_delays, self._short_seconds
+        turns.counts[0] += self._short
+        turns.seconds += seconds
+        # An event of a short turn is shorter still; and all of them together took the whole turn.
+        delays.counts[0] += self._seen - self._placed
+        delays.seconds += seconds
+        self._placed = self._seen
+        self._short, self._short_seconds = 0, 0.0
+        return turns
 
 
 def gather(service: EchoService, loop: Loop, watch: TurnWatch) -> Totals:
     """Take the totals of a worker; between two turns they agree with each other."""
-    tally, counts = service.tally, service.counts
+    tally, counts, turns = service.tally, service.counts, watch.settle()
     return Totals(
         connections_accepted=counts.accepted,
         connections_active=len(service.connections),
@@ -213,8 +234,8 @@ def gather(service: EchoService, loop: Loop, watch: TurnWatch) -> Totals:
         frame_sizes_bytes=tally.echoed_bytes - tally.frames * HEADER_BYTES,
         echo_delays=list(tally.echo_delays.counts),
         echo_delays_ns=_nanoseconds(tally.echo_delays),
-        turns=list(watch.turns.counts),
-        turns_ns=_nanoseconds(watch.turns),
+        turns=list(turns.counts),
+        turns_ns=_nanoseconds(turns),
         buffered_bytes=service.pool.held,
         backpressure_pauses=tally.backpressure_pauses,
         timer_entries=loop.timers,

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lpechod.engine.poller import READABLE
+from lpechod.engine.poller import MAX_EVENTS, READABLE
 from lpechod.engine.wheel import Timer
 from tests.engine.conftest import Pairs
 from tests.engine.stage import Actor, Stage, fd_of
@@ -60,6 +60,21 @@ class TestBatch:
         # It was the delay that kept them apart: now that the turn is over, they do come back.
         fresh = [stack.enter_context(end) for end in socket.socketpair()]
         assert numbers >= {end.fileno() for end in fresh}
+
+    def test_a_batch_is_bounded(self, stage: Stage, unix_pair: Pairs) -> None:
+        """A turn takes no more events than fairness allows, and those that are left come next."""
+
+        def reader_of(ours: socket.socket) -> Callable[[float], object]:
+            return lambda _now: ours.recv(1)
+
+        for number in range(MAX_EVENTS + 1):
+            ours, theirs = unix_pair()
+            theirs.send(b"x")
+            stage.loop.register(ours.fileno(), Actor(stage, str(number), reader_of(ours)), READABLE)
+        stage.loop.turn()
+        stage.loop.turn()
+        assert [events for _, events in stage.turns] == [MAX_EVENTS, 1]
+        assert len({name for name, *_ in stage.journal}) == MAX_EVENTS + 1
 
     def test_closed_at_the_end_of_its_turn(self, stage: Stage, ready: Callable[..., Actor]) -> None:
         """A deferred close happens in the same turn, once, also when another close causes it."""

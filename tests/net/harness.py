@@ -165,10 +165,10 @@ class HeldPoller(FakeTimePoller):
         self._held_clock = clock
         self.until = 0.0
 
-    def poll(self, timeout: float | None) -> Ready:
+    def poll(self, timeout: float | None, maxevents: int = -1, /) -> Ready:
         """Return what is ready, or skip the wait as far as it is allowed."""
         left = max(0.0, self.until - self._held_clock.now)
-        return super().poll(left if timeout is None else min(timeout, left))
+        return super().poll(left if timeout is None else min(timeout, left), maxevents)
 
 
 class EchoServer:

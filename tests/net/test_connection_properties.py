@@ -246,7 +246,7 @@ class KernelPoller:
             return 0
         return self.kernel.condition() & (self.interest | self.always)
 
-    def poll(self, _timeout: float | None) -> Ready:
+    def poll(self, _timeout: float | None, _maxevents: int = -1, /) -> Ready:
         """Report, and forget the edge."""
         mask = self.ready()
         self.kernel.news = False

@@ -31,7 +31,7 @@ class ScriptedPoller:
 
     forget = unregister
 
-    def poll(self, _timeout: float | None) -> Ready:
+    def poll(self, _timeout: float | None, _maxevents: int = -1, /) -> Ready:
         """Return what is ready, once."""
         ready, self.ready = self.ready, []
         return ready

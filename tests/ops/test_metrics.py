@@ -341,7 +341,7 @@ def test_place_of_a_duration(nanoseconds: int) -> None:
     watch = TurnWatch(tally)
     tally.frames = 1
     watch.note(seconds, 1)
-    totals = Totals(turns=watch.turns.counts, echo_delays=tally.echo_delays.counts)
+    totals = Totals(turns=watch.settle().counts, echo_delays=tally.echo_delays.counts)
     families = parsed(page(totals))
     check_place(buckets(families["lpechod_loop_turn_seconds"]), seconds)
     check_place(buckets(families["lpechod_echo_duration_seconds"]), seconds)

@@ -3,8 +3,8 @@
     python tests/bench/bench_echo.py [--seconds 0.5] [--rounds 5] [--markdown]
 
 It starts ``lpechod serve`` of this checkout, with one worker and every other key at its default,
-and the servers of `tests.bench.peer`, and loads one after the other, in turns. A row is a median
-over the rounds:
+the servers of `tests.bench.peer`, and "bare", the least that Python can do (`tests.bench.bare`); it
+loads one after the other, in turns. A row is a median over the rounds:
 
 - "cpu": microseconds of CPU for each frame, of the whole process tree of the server. This is the
   figure to look at: the clients are slower than the servers, so they limit all others;
@@ -45,7 +45,7 @@ from tests.bench.rounds import (
     show_head,
     times_ours,
 )
-from tests.bench.servers import FAVOURED, OURS, PEERS, installed, servers
+from tests.bench.servers import BARE, FAVOURED, OURS, PEERS, installed, servers
 
 WORKLOADS = (
     Workload("64 B, 1 connection", 1, 64),
@@ -65,7 +65,7 @@ def best_by_loop(figures: Mapping[str, list[Figures]]) -> dict[str, list[Figures
     """Return the figures of lpechod, and of each loop those of the protocol that costs less CPU."""
     best: dict[str, list[Figures]] = {}
     for name, rounds in figures.items():
-        loop = PEERS[name][0] if name in PEERS else name
+        loop = _loop_of(name)
         if loop not in best or median(rounds, "cpu") < median(best[loop], "cpu"):
             best[loop] = rounds
     return best
@@ -75,7 +75,7 @@ def markdown_head(loops: Iterable[str]) -> str:
     """Return the first two lines of the table of README.md."""
     names = list(loops)
     cells = ["workload", *(f"{name}, CPU" for name in names)]
-    cells.extend(f"{name}, p50" for name in names)
+    cells.extend(f"{name}, p50" for name in names if name != BARE)
     return f"| {' | '.join(cells)} |\n|---|{'---:|' * (len(cells) - 1)}"
 
 
@@ -85,8 +85,12 @@ def markdown_row(workload: Workload, by_loop: Mapping[str, list[Figures]]) -> st
     for name, rounds in by_loop.items():
         ratio = times_ours(by_loop, name, "cpu")
         cells.append(f"{_shown(median(rounds, 'cpu'))}{f' ({ratio:.2f}x)' if ratio else ''}")
-    cells.extend(_shown(median(rounds, "p50")) for rounds in by_loop.values())
+    cells.extend(_shown(median(rounds, "p50")) for name, rounds in by_loop.items() if name != BARE)
     return f"| {' | '.join(cells)} |"
+
+
+def _loop_of(name: str) -> str:
+    return name.removesuffix("-buffered")
 
 
 def _shown(value: float) -> str:
@@ -110,7 +114,7 @@ def main() -> None:
     with servers(names) as up, Crew(PROCESSES, CLIENTS_CPU, FAVOURED) as crew:
         print(surroundings(), end="\n\n")
         if arguments.markdown:
-            loops = dict.fromkeys(PEERS[name][0] if name in PEERS else name for name in names)
+            loops = dict.fromkeys(_loop_of(name) for name in names)
             print(markdown_head(loops), flush=True)
         else:
             show_head("workload, over TCP")

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.bench.crew import Crew
 from tests.bench.meters import CLIENTS_CPU
 from tests.bench.rounds import PROCESSES, Workload, play, show, show_head
-from tests.bench.servers import FAVOURED, PEERS, installed, servers
+from tests.bench.servers import FAVOURED, TLS_PEERS, installed, servers
 
 WORKLOADS = (
     Workload("64 B, 1 connection", 1, 64),
@@ -47,7 +47,7 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=1.0, help="for each row of a round")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--servers", default="lpechod,asyncio,uvloop", help=", ".join(PEERS))
+    parser.add_argument("--servers", default="lpechod,asyncio,uvloop", help=", ".join(TLS_PEERS))
     arguments = parser.parse_args()
     names = installed(arguments.servers.split(","))
     with servers(names, tls=True) as up, Crew(PROCESSES, CLIENTS_CPU, FAVOURED) as crew:

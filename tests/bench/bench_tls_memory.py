@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.bench.clients import Kept, PingPong
 from tests.bench.crew import Crew
 from tests.bench.meters import CLIENTS_CPU, cpu_seconds, private_bytes, tree
-from tests.bench.servers import PEERS, Server, installed, servers
+from tests.bench.servers import TLS_PEERS, Server, installed, servers
 
 PROCESSES = 2
 BURST_BYTES = 256 << 10
@@ -90,7 +90,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--connections", type=int, default=2000)
-    parser.add_argument("--servers", default="lpechod,asyncio,uvloop", help=", ".join(PEERS))
+    parser.add_argument("--servers", default="lpechod,asyncio,uvloop", help=", ".join(TLS_PEERS))
     arguments = parser.parse_args()
     names = installed(arguments.servers.split(","))
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

@@ -18,12 +18,15 @@ FAVOURED = -10
 """Niceness of servers and clients, against whatever else runs on the machine."""
 
 OURS = "lpechod"
-PEERS: Mapping[str, tuple[str, str]] = {
-    "asyncio": ("asyncio", "protocol"),
-    "asyncio-buffered": ("asyncio", "buffered"),
-    "uvloop": ("uvloop", "protocol"),
-    "uvloop-buffered": ("uvloop", "buffered"),
+BARE = "bare"
+TLS_PEERS: Mapping[str, Sequence[str]] = {
+    "asyncio": ("peer.py", "asyncio", "protocol"),
+    "asyncio-buffered": ("peer.py", "asyncio", "buffered"),
+    "uvloop": ("peer.py", "uvloop", "protocol"),
+    "uvloop-buffered": ("peer.py", "uvloop", "buffered"),
 }
+"""Script and arguments of each."""
+PEERS: Mapping[str, Sequence[str]] = {BARE: ("bare.py",), **TLS_PEERS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +65,12 @@ def lpechod(folder: Path, more: str = "", issued: Issued | None = None) -> Itera
 
 
 @contextlib.contextmanager
-def peer(loop: str, kind: str, issued: Issued | None = None) -> Iterator[Server]:
-    """Run a server of `tests.bench.peer`, on the CPU of servers."""
-    script = Path(__file__).with_name("peer.py")
+def peer(script: str, *arguments: str, issued: Issued | None = None) -> Iterator[Server]:
+    """Run a script of this folder that prints its port, on the CPU of servers."""
+    path = Path(__file__).with_name(script)
     files = (str(issued.certificate), str(issued.key)) if issued else ()
     process = subprocess.Popen(
-        [sys.executable, str(script), loop, kind, *files], stdout=subprocess.PIPE
+        [sys.executable, str(path), *arguments, *files], stdout=subprocess.PIPE
     )
     with process:
         try:
@@ -95,6 +98,7 @@ def servers(
         issued = issue(folder) if tls else None
         up = {}
         for each in names:
-            start = lpechod(folder, more, issued) if each == OURS else peer(*PEERS[each], issued)
-            up[each] = stack.enter_context(start)
+            up[each] = stack.enter_context(
+                lpechod(folder, more, issued) if each == OURS else peer(*PEERS[each], issued=issued)
+            )
         yield up

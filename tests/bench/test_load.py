@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.bench.clients import Address, Churn, Kept, PingPong
-from tests.bench.crew import Crew, Job
+from tests.bench.clients import Address, Churn, Kept, PingPong, connect
+from tests.bench.crew import PATIENCE_SECONDS, Crew, Job
 from tests.bench.meters import CLIENTS_CPU
 from tests.bench.rounds import Figures, Workload, measure, play, times_ours
-from tests.bench.servers import Server
+from tests.bench.servers import PEERS, Server, peer
 
 BODY_BYTES = 64
+SMALL_WINDOW_BYTES = 65536
 SECONDS = 0.05
 
 
@@ -115,6 +116,23 @@ def test_an_end_instead_of_an_echo_is_noticed() -> None:
 
     with serving(end) as server, pytest.raises(AssertionError, match="the stream ended after 0"):
         run(JOBS["one in flight"](server.address))
+
+
+@pytest.mark.parametrize("name", ["bare", "asyncio", "asyncio-buffered"])
+def test_peers_echo_well(name: str) -> None:
+    """What lpechod is compared with echoes every byte, also if its client takes them slowly."""
+    with peer(*PEERS[name]) as server, connect(server.address, None, SMALL_WINDOW_BYTES) as client:
+        run(PingPong(server.address, False, 2, BODY_BYTES, SECONDS, 3))
+        run(PingPong(server.address, False, 2, 1 << 20, SECONDS))
+
+        client.settimeout(PATIENCE_SECONDS)
+        body = os.urandom(1 << 20)
+        frames = (len(body).to_bytes(4, "big") + body) * 4
+        sending = threading.Thread(target=client.sendall, args=(frames,))
+        sending.start()
+        with client.makefile("rb") as echoes:
+            assert echoes.read(len(frames)) == frames
+        sending.join()
 
 
 def test_a_round_with_a_bad_echo_has_no_figures() -> None:

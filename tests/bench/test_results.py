@@ -12,9 +12,10 @@ HERE = Path(__file__).resolve().parent
 
 
 def test_a_row_of_markdown_fits_its_head() -> None:
-    """A row has a cell for each column of the head, with CPU, ratio and latency of a server."""
+    """A row has a cell for each column of the head: CPU, ratio, and latency but for the bare."""
     figures = {
         "lpechod": [Figures(10.04, 5, 1234.4, 2000)],
+        "bare": [Figures(9.04, 5, 80, 100)],
         "uvloop": [Figures(20.08, 6, 99.94, 100)],
     }
     head, line = markdown_head(figures).splitlines()
@@ -23,12 +24,13 @@ def test_a_row_of_markdown_fits_its_head() -> None:
     assert head.split(" | ") == [
         "| workload",
         "lpechod, CPU",
+        "bare, CPU",
         "uvloop, CPU",
         "lpechod, p50",
         "uvloop, p50 |",
     ]
-    assert line == "|---|---:|---:|---:|---:|"
-    assert row == "| 64 B | 10.0 | 20.1 (2.00x) | 1,234 | 99.9 |"
+    assert line == "|---|---:|---:|---:|---:|---:|"
+    assert row == "| 64 B | 10.0 | 9.0 (0.90x) | 20.1 (2.00x) | 1,234 | 99.9 |"
 
 
 def test_peers_are_shown_at_their_best() -> None:

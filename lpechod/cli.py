@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
 
@@ -87,6 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return serve(arguments.config)
         if arguments.command == "check":
             return _check(arguments.config)
+        if isinstance(sys.stdout, TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8")  # As TOML has to be, whatever the locale.
         return _print(dump_config(load_config(arguments.config)))
     except ConfigError as error:
         text = str(error)

@@ -7,7 +7,7 @@ skipped. The clock counts integer nanoseconds, as the real one does, so its read
 
 import math
 
-from lpechod.engine.poller import Poller, Ready
+from lpechod.engine.poller import MAX_EVENTS, Poller, Ready
 
 _NANOSECONDS = 1_000_000_000
 _MILLISECOND = 1_000_000
@@ -65,7 +65,7 @@ class FakeTimePoller:
         self.timeouts: list[float | None] = []
         self.idle_polls = 0
 
-    def poll(self, timeout: float | None, maxevents: int = -1, /) -> Ready:
+    def poll(self, timeout: float | None, maxevents: int = MAX_EVENTS, /) -> Ready:
         """Return what is ready now, or skip the wait.
 
         Raises:

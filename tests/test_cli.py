@@ -147,6 +147,20 @@ def test_check_of_files(tmp_path: Path) -> None:
     assert run("config", "--config", path).returncode == 0
 
 
+def test_a_configuration_is_printed_as_it_has_to_be_written(tmp_path: Path) -> None:
+    """TOML is UTF-8, whatever the locale would have."""
+    path = tmp_path / "config.toml"
+    path.write_text('[[listen]]\naddress = "unix:/run/\u00fc.sock"\n', encoding="utf-8")
+    ended = subprocess.run(
+        [*COMMAND, "config", "--config", str(path)],
+        capture_output=True,
+        timeout=PATIENCE_SECONDS,
+        env=ENVIRONMENT | {"PYTHONIOENCODING": "ascii"},
+        check=True,
+    )
+    assert "unix:/run/\u00fc.sock" in ended.stdout.decode("utf-8")
+
+
 def test_check_of_a_file_without_permission(open_directory: Path) -> None:
     """A key that the user may not read is a problem, with the reason."""
     issued = issue(open_directory)

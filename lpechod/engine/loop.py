@@ -136,9 +136,10 @@ class Loop:
         self._on_turn(self._clock() - now, events)
 
     def _call(self, ready: Ready, again: dict[Source, int], now: float) -> int:
-        """Call sources, last those who are served by turns, and tell how many have to wait.
+        """Call sources, last those who are served by turns, and tell how many calls that saves.
 
-        Who is ready and has asked for the turn, too, is called once, or it would be served twice.
+        Of those, who has to wait is not called, and who is ready and has asked for the turn, too,
+        is called once, or it would be served twice.
         """
         members = self.rotation.members
         if not members:
@@ -147,16 +148,17 @@ class Loop:
             return 0
         asked = members.keys() & again.keys()
         masks = {source: again.pop(source) for source in asked}
-        others = []
+        others, twice = [], 0
         for fd, mask in ready:
             source = self._sources.get(fd)
             if source is not None and source in members:
+                twice += source in masks
                 masks[source] = masks.get(source, 0) | mask
             else:
                 others.append((fd, mask))
         self._dispatch(others, now)
         self._call_again(again, now)
-        return self._call_by_turns(masks, asked, now)
+        return twice + self._call_by_turns(masks, asked, now)
 
     def _call_by_turns(self, masks: dict[Source, int], asked: set[Source], now: float) -> int:
         put_off = 0

@@ -60,7 +60,7 @@ class Poller(Protocol):
     def forget(self, fd: int) -> None:
         """Stop watching a descriptor that is closed next, and of which there is no duplicate."""
 
-    def poll(self, timeout: float | None, maxevents: int = -1, /) -> Ready:
+    def poll(self, timeout: float | None, maxevents: int = MAX_EVENTS, /) -> Ready:
         """Wait until something is ready.
 
         Args:
@@ -106,7 +106,7 @@ class PollPoller:
         self.modify = self._poll.modify
         self.unregister = self.forget = self._poll.unregister
 
-    def poll(self, timeout: float | None, _maxevents: int = -1, /) -> Ready:
+    def poll(self, timeout: float | None, _maxevents: int = MAX_EVENTS, /) -> Ready:
         """Wait, with the time-out rounded up to a millisecond; return all that is ready."""
         ready = self._poll.poll(None if timeout is None else math.ceil(timeout * 1000))
         for fd, mask in ready:
@@ -157,7 +157,7 @@ class SelectPoller:
 
     forget = unregister
 
-    def poll(self, timeout: float | None, _maxevents: int = -1, /) -> Ready:
+    def poll(self, timeout: float | None, _maxevents: int = MAX_EVENTS, /) -> Ready:
         """Wait; select.select rounds to the next microsecond itself. Return all that is ready.
 
         An error shows as readable and writable, as select(2) has no word for it.

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 from lpechod.engine.buffers import RECEIVE_BYTES
+from lpechod.engine.poller import MAX_EVENTS
 
 SHARED_BYTES = 4 * 1024 * 1024
 """What all that are ready may receive in one turn, some milliseconds of copying, if there are more
@@ -25,10 +26,7 @@ than each could have `RECEIVE_BYTES` of."""
 FEW = SHARED_BYTES // RECEIVE_BYTES
 """As long as no more are ready, nobody has to share."""
 
-_MANY = 256
-"""As many as one wait of epoll(7) tells of."""
-
-LEAST_SHARE_BYTES = SHARED_BYTES // _MANY
+LEAST_SHARE_BYTES = SHARED_BYTES // MAX_EVENTS
 """What each may receive in a turn at least, however many are ready. Whoever moves less at a time is
 no burden."""
 
@@ -73,7 +71,7 @@ class Rotation(Generic[_Source]):
         """Divide a turn among so many that are ready."""
         if ready <= FEW:
             self.share = UNDIVIDED
-        elif ready < _MANY:
+        elif ready < MAX_EVENTS:
             self.share = SHARED_BYTES // ready
         else:
             self.share = LEAST_SHARE_BYTES

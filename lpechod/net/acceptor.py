@@ -136,10 +136,12 @@ class Acceptor(Timer):
         Closing the last descriptor of a listening socket resets every connection in its queue.
 
         Args:
-            finish: names of the listeners whose queue nobody else will serve; the queues of the
-                others are left to those who share them. None: all are served.
+            finish: names of the listeners that nobody will serve any more; the queues of the others
+                are left to those who share them. None: all are served.
         """
         for listener in self._listeners:
+            if finish is not None and listener.name in finish:
+                listener.withdraw()
             if finish is None or listener.name in finish:
                 self._empty(listener)
         self.stop()
@@ -188,7 +190,11 @@ class Acceptor(Timer):
             self._watch()
 
     def rejoin(self) -> None:
-        """Go on if this worker gives way and need not any more; called at each heartbeat."""
+        """Go on if this worker gives way and need not any more.
+
+        To be called at each heartbeat, and after each close: in a burst of short connections every
+        worker is ahead in turn, and all of them would wait for the next heartbeat of one.
+        """
         if self._gives_way and (self._allowance is None or self._allowance() > 0):
             self._gives_way = False
             self._watch()

@@ -288,9 +288,11 @@ class Connection(Timer):
 
     def close(self) -> None:
         """Close the descriptor; for the loop, at the end of a turn."""
-        self._loop.forget(self._transport.fd)
-        self._transport.close()
-        self._host.on_closed(self)
+        try:
+            self._loop.forget(self._transport.fd)
+        finally:  # A defect must cost neither the descriptor nor a place.
+            self._transport.close()
+            self._host.on_closed(self)
 
     def _is_late(self, deadline: Callable[[], float], now: float) -> bool:
         """Tell whether a deadline has passed, and still has when all that is there is read.

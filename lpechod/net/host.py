@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Protocol
 
+from lpechod.net.counts import ConnectionCounts
 from lpechod.net.handshake import HandshakeError
 from lpechod.net.transport import StreamError
 
@@ -10,7 +11,13 @@ if TYPE_CHECKING:
 
 
 class Host(Protocol):
-    """Whoever keeps the connections."""
+    """Whoever keeps the connections.
+
+    Attributes:
+        counts: for what nobody else sees.
+    """
+
+    counts: ConnectionCounts
 
     def on_identified(self, connection: "Connection") -> bool:
         """Tell whether a connection may stay, now that it is known whose it is."""

@@ -10,7 +10,8 @@ import fcntl
 import os
 import socket
 import stat
-from collections.abc import Collection, Iterable
+import sys
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +52,12 @@ class ListenError(Exception):
         self.problems = problems
 
 
+_SO_BINDTOIFINDEX = getattr(socket, "SO_BINDTOIFINDEX", 62)
+"""Python has it from 3.14 on."""
+
+_NO_INTERFACE = 0x7FFF_FFFF
+
+
 class ListeningSocket(socket.socket):
     """A listening socket that makes no object of what it accepts.
 
@@ -69,14 +76,21 @@ class Listener:
     Args:
         listening: the socket; made non-blocking here and owned from now on.
         path: its file, if it is a UNIX socket that we have made.
+        inode: device and number of that file; by default, of the one that is there now.
 
     Attributes:
         entrance: what it demands of clients.
+        inode: as above. A file of another is somebody else's.
     """
 
-    __slots__ = ("_inode", "_path", "entrance", "name", "socket")
+    __slots__ = ("_path", "entrance", "inode", "name", "socket")
 
-    def __init__(self, listening: socket.socket, path: str | None = None) -> None:
+    def __init__(
+        self,
+        listening: socket.socket,
+        path: str | None = None,
+        inode: Sequence[int] | None = None,
+    ) -> None:
         self.socket = ListeningSocket(fileno=listening.detach())
         self.socket.setblocking(False)
         if self.socket.family != socket.AF_UNIX:
@@ -85,7 +99,9 @@ class Listener:
         self.entrance: Entrance = OPEN_TO_ALL
         self.name = _name(self.socket)
         self._path = path
-        self._inode = _inode(path) if path is not None else None
+        if inode is None and path is not None:
+            inode = _inode(path)
+        self.inode = None if inode is None else tuple(inode)
 
     @property
     def path(self) -> str | None:
@@ -95,6 +111,22 @@ class Listener:
     def keep_file(self) -> None:
         """Leave the file alone from now on: somebody else goes on with the socket."""
         self._path = None
+
+    def listen(self, backlog: int) -> None:
+        """Have the kernel accept connections; once more only changes the backlog."""
+        self.socket.listen(backlog)
+        self.share_port(False)
+
+    def withdraw(self) -> None:
+        """Leave new clients to a wider address, if somebody listens on one; keep those that wait.
+
+        Whoever the kernel queues between the last accept(2) and close(2) is reset. So before the
+        queue is emptied for the last time, the socket is bound to an interface that does not exist,
+        on which no packet comes. Linux only; no privilege is needed.
+        """
+        if sys.platform == "linux" and self.socket.family != socket.AF_UNIX:
+            with contextlib.suppress(OSError):  # A socket unit has bound it to an interface.
+                self.socket.setsockopt(socket.SOL_SOCKET, _SO_BINDTOIFINDEX, _NO_INTERFACE)
 
     def share_port(self, shared: bool) -> None:
         """Let an overlapping address be bound, such as ``[::]`` beside ``127.0.0.1``, or not.
@@ -111,7 +143,7 @@ class Listener:
         The file goes first. While the socket is open its inode number belongs to nobody else, and
         whoever starts at this moment finds a socket that answers and leaves the file alone.
         """
-        if self._path is not None and _inode(self._path) == self._inode:
+        if self._path is not None and _inode(self._path) == self.inode:
             with contextlib.suppress(OSError):  # The directory may be closed to us by now.
                 Path(self._path).unlink()
         self.socket.close()
@@ -119,28 +151,48 @@ class Listener:
 
 def open_listeners(
     settings: Iterable[ListenerSettings], shared_ports: Collection[int] = ()
-) -> list[Listener]:
+) -> list[list[Listener]]:
     """Listen on every address, each of which a name may stand for several of.
+
+    All are bound before any listens. From then on, the kernel gives an address the clients of a
+    wider one, such as ``[::]``; and if another could not be bound, or its name took time to look
+    up, these would be reset, or would wait.
 
     Args:
         settings: the addresses.
         shared_ports: ports on which somebody listens who has called `Listener.share_port`.
 
+    Returns:
+        The listeners of each address.
+
     Raises:
         ListenError: at least one cannot be listened on; all others have been closed again.
     """
-    listeners: list[Listener] = []
+    wanted = list(settings)
+    opened: list[list[Listener]] = []
     problems: list[str] = []
-    for wanted in settings:
-        try:
-            listeners += _open(wanted, shared_ports)
-        except OSError as error:
-            problems.append(f"cannot listen on {wanted.address}: {_explain(error, wanted.address)}")
+    for each in wanted:
+        opened.append([])
+        with _noting(problems, each.address):
+            opened[-1] += _open(each, shared_ports)
+    for each, listeners in zip(wanted, opened if not problems else (), strict=False):
+        with _noting(problems, each.address):
+            for listener in listeners:
+                listener.listen(each.backlog)
     if problems:
-        for listener in listeners:
-            listener.close()
+        for listeners in opened:
+            for listener in listeners:
+                listener.close()
         raise ListenError(problems)
-    return listeners
+    return opened
+
+
+@contextlib.contextmanager
+def _noting(problems: list[str], address: Address) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        problems.append(f"cannot listen on {address}: {_explain(error, address)}")
 
 
 def serves(listening: socket.socket, address: Address) -> bool:
@@ -181,22 +233,22 @@ def _accepts(listening: socket.socket) -> bool:
 
 
 def _open(wanted: ListenerSettings, shared_ports: Collection[int]) -> list[Listener]:
-    address, backlog = wanted.address, wanted.backlog
+    address = wanted.address
     if isinstance(address, UnixAddress):
-        return [_open_unix(address.path, backlog)]
+        return [_open_unix(address.path, wanted.backlog)]
     shared = address.port in shared_ports
     if address.host is None:
         try:
-            return [_open_tcp(socket.AF_INET6, (_WILDCARD_V6, address.port), backlog, shared)]
+            return [_open_tcp(socket.AF_INET6, (_WILDCARD_V6, address.port), shared)]
         except OSError as error:
             # Every interface of a machine without IPv6.
             if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
                 raise
-            return [_open_tcp(socket.AF_INET, ("", address.port), backlog, shared)]
+            return [_open_tcp(socket.AF_INET, ("", address.port), shared)]
     listeners: list[Listener] = []
     try:
         for family, sockaddr in _resolve(address):
-            listeners.append(_open_tcp(family, sockaddr, backlog, shared))
+            listeners.append(_open_tcp(family, sockaddr, shared))
     except OSError:
         for listener in listeners:
             listener.close()
@@ -215,9 +267,7 @@ def _resolve(address: TcpAddress) -> list[tuple[socket.AddressFamily, tuple[obje
     return list(dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in found))
 
 
-def _open_tcp(
-    family: socket.AddressFamily, sockaddr: tuple[object, ...], backlog: int, shared: bool
-) -> Listener:
+def _open_tcp(family: socket.AddressFamily, sockaddr: tuple[object, ...], shared: bool) -> Listener:
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
         # Only for connections in TIME_WAIT; two listeners still exclude each other (socket(7)).
@@ -227,8 +277,6 @@ def _open_tcp(
             listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dual_stack)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
         listening.bind(sockaddr)
-        listening.listen(backlog)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, False)
         return Listener(listening)
     except OSError:
         listening.close()

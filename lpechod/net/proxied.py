@@ -4,6 +4,7 @@ import socket
 
 from lpechod.engine.loop import Source
 from lpechod.engine.poller import READABLE
+from lpechod.net.counts import ConnectionCounts
 from lpechod.net.handshake import HandshakeError
 from lpechod.net.transport import PlainTransport, translated
 from lpechod.wire.proxy import MAX_HEADER_BYTES, ProxyError, ProxyHeader
@@ -19,12 +20,14 @@ class ProxyHandshake:
 
     Args:
         connected: the socket, which stays somebody else's.
+        counts: where to count its steps.
     """
 
-    __slots__ = ("_header", "_socket", "_started")
+    __slots__ = ("_counts", "_header", "_socket", "_started")
 
-    def __init__(self, connected: socket.SocketType) -> None:
+    def __init__(self, connected: socket.SocketType, counts: ConnectionCounts) -> None:
         self._socket = connected
+        self._counts = counts
         self._header = ProxyHeader()
         self._started = False
 
@@ -42,6 +45,7 @@ class ProxyHandshake:
                     raise HandshakeError(CloseReason.PROXY_ERROR, "the header is cut off")
                 raise EOFError
             self._started = True
+            self._counts.steps += 1
             try:
                 self._socket.recv(self._header.take(waiting))
             except ProxyError as error:

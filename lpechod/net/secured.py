@@ -14,7 +14,6 @@ from lpechod.engine.poller import READABLE, Ready
 from lpechod.net.table import SteadyTable
 from lpechod.net.tls import RECORD_BYTES, Stream
 from lpechod.wire.echo import EchoProtocol
-from lpechod.wire.frames import Run
 
 
 class Secured(Protocol):
@@ -61,9 +60,7 @@ class SecuredPath(SteadyTable[Secured]):
                 connection.fail(error, now)
                 continue
             if count != size or headers != expected:
-                other = None
-                if 0 < count < RECORD_BYTES:
-                    other = Run.recognise(into, count, self._limit)
+                other = self._recognise(count, RECORD_BYTES)
                 if other is None:
                     connection.take(count, now)
                     continue

@@ -28,8 +28,9 @@ from lpechod.net.newcomers import Newcomers
 from lpechod.net.overload import Overload
 from lpechod.net.proxied import ProxiedTransport, ProxyHandshake
 from lpechod.net.steady import SteadyConnection, SteadyPath
-from lpechod.net.tls import TlsHandshake, TlsTransport
+from lpechod.net.tls import TlsTransport
 from lpechod.net.tlsconnection import TlsConnection
+from lpechod.net.tlshandshake import TlsHandshake
 from lpechod.net.transport import PlainTransport, StreamError, Transport
 from lpechod.wire.settings import EchoSettings
 from lpechod.wire.states import CloseReason
@@ -122,7 +123,7 @@ class EchoService:
 
     @property
     def progress(self) -> int:
-        """A number that rises with each byte moved and each connection that comes or goes."""
+        """A number that rises with all work: a byte, a connection, a step of a handshake."""
         tally, counts = self.tally, self.counts
         return (
             tally.received_bytes
@@ -131,6 +132,7 @@ class EchoService:
             + counts.accepted
             + sum(counts.closed.values())
             + sum(counts.rejected.values())
+            + counts.steps
         )
 
     def welcome(self, fd: int, peer: object, listener: str) -> None:
@@ -187,11 +189,11 @@ class EchoService:
         client = socket.SocketType(fileno=fd)
         greetings: tuple[Handshake, ...] = ()
         if entrance.proxies is not None:
-            greetings = (ProxyHandshake(client),)
+            greetings = (ProxyHandshake(client, self.counts),)
         if entrance.tls is None:
             return ProxiedTransport(client), greetings
         tls = TlsTransport(client, entrance.tls)
-        return tls, (*greetings, TlsHandshake(tls, self._gate, self.counts.tls_handshakes))
+        return tls, (*greetings, TlsHandshake(tls, self._gate, self.counts))
 
     def _screen(self, entrance: Entrance, peer: object) -> str | None:
         """Count in whoever has connected, or say why not; of a proxy, the client is yet to come."""

@@ -5,8 +5,9 @@ a deadline that is always past: each costs a whole processor while everything se
 own tests find no such defect, or it would be mended; this is for the one that they miss. HAProxy
 aborts a process that spins. Here it is logged and counted, since the connections are still served.
 
-Each turn that does work moves a byte or counts a connection. So of the turns of a second, those
-beyond the bytes and connections of that second did nothing, whatever the others did.
+Each turn that does work moves a byte, counts a connection or makes a step of a handshake. So of the
+turns of a second, those beyond the bytes, connections and steps of that second did nothing,
+whatever the others did.
 """
 
 from lpechod.engine.loop import Loop

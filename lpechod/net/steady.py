@@ -10,7 +10,7 @@ Whatever else a read brings (mixed frames, a part of one, an end, an error) goes
 other connections, through `Connection` and `EchoProtocol`. Invariants:
 
 - a connection is in here exactly while its protocol is steady, it waits for nothing but bytes, and
-  it is served in each turn, not by turns;
+  it is served in each turn, not by turns; so a read that fills its share of a turn leaves here;
 - what the two paths do with the same bytes is the same, down to the last counter.
 
 Connections over TLS have a path beside this one, `lpechod.net.secured`: what differs is each call.
@@ -94,7 +94,7 @@ class SteadyPath(SteadyTable["SteadyConnection"]):
                 connection.fail(error, now)
                 continue
             if count != size or headers != expected:
-                other = Run.recognise(self._shared, count, self._limit) if count else None
+                other = self._recognise(count, len(into[0]))
                 if other is None:
                     connection.take(count, now)
                     continue
@@ -121,6 +121,8 @@ class SteadyPath(SteadyTable["SteadyConnection"]):
         """Have each receive no more than its share of the turn."""
         self._rotation.divide(crowd)
         self._into = (self._shared[: self._rotation.share],)
+        if self._run.size == len(self._into[0]):
+            self._run = Run(self._shared, 0, 1)
         return self._into
 
 

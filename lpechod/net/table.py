@@ -38,6 +38,13 @@ class SteadyTable(Generic[Member]):
         """Leave a connection to itself, whether it has joined or not."""
         self.connections.pop(fd, None)
 
+    def _recognise(self, count: int, room: int) -> Run | None:
+        """Return the frames of a read; None if they are no run, or fill all the room there was.
+
+        A read that fills it is not for a steady path: it has to be weighed, or has left a rest.
+        """
+        return Run.recognise(self._shared, count, self._limit) if 0 < count < room else None
+
     def _note(self, run: Run, reads: int) -> None:
         """Count so many reads of such frames."""
         tally = self._tally

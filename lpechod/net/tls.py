@@ -1,4 +1,4 @@
-"""TLS on a connection: the stream and its handshake, by OpenSSL on the socket itself.
+"""TLS on a connection: its stream, by OpenSSL on the socket itself.
 
 OpenSSL reads one record at a time from the socket, and nothing of the next one. So whatever has not
 been decrypted waits in the kernel, where a poller sees it; what no poller sees is the rest of a
@@ -8,8 +8,9 @@ become one, but a small record costs no less, and each connection keeps buffers 
 largest burst that it ever had. OpenSSL frees its own when they are empty (SSL_MODE_RELEASE_BUFFERS,
 which Python sets; SSL_CTX_set_mode(3)).
 
-SSLSocket's ``read`` and ``write`` are used, not ``recv_into`` and ``send``, which fall back to
-plain text where they find no TLS any more; and they are called where they are written in C.
+What `ssl.SSLSocket` wraps is used itself. Its ``read`` and ``write`` only check what we know; and
+to make one closes the descriptor of a client that is gone already (since CPython 3.11.5), in the
+middle of a turn, where another could get its number.
 
 What it says of errors (SSL_get_error(3)) becomes three things: `BLOCKED`, which may mean either
 direction (`TlsTransport.crossed`); `PeerGoneError`, as without TLS; and `StreamError`.
@@ -23,10 +24,7 @@ import termios
 from collections.abc import Iterator, Sequence
 from typing import Protocol, cast
 
-from lpechod.engine.loop import Source
 from lpechod.engine.poller import READABLE, WRITABLE
-from lpechod.net.handshake import HandshakeError
-from lpechod.net.handshakegate import HandshakeGate
 from lpechod.net.transport import (
     BLOCKED,
     PEER_GONE,
@@ -54,8 +52,12 @@ _HINTS = {
 }
 
 
+_CUT_OFF = "UNEXPECTED_EOF_WHILE_READING"
+"""A reason of OpenSSL 3 that is an error of its own kind only from Python 3.11.3 on."""
+
+
 class Stream(Protocol):
-    """What is called of an `ssl.SSLSocket` once hands are shaken."""
+    """What OpenSSL does once hands are shaken."""
 
     def read(self, size: int, buffer: memoryview, /) -> int:
         """Receive, from one record."""
@@ -65,6 +67,16 @@ class Stream(Protocol):
 
     def pending(self) -> int:
         """Return how many bytes are left of a record."""
+
+
+class Session(Stream, Protocol):
+    """All that is called of what an `ssl.SSLSocket` wraps."""
+
+    def do_handshake(self) -> None:
+        """Go on with the handshake."""
+
+    def shutdown(self) -> object:
+        """Send a close_notify, and look for the peer's."""
 
 
 class TlsTransport:
@@ -79,23 +91,25 @@ class TlsTransport:
         more: whether something has been received that no poller will tell of.
         crossed: what the latest calls wait for against appearances: `WRITABLE` if receiving does,
             `READABLE` if sending does. For whoever waits to clear.
+        refused: how many bytes the latest call was to send in vain. The next one has to bring just
+            these, and what follows them only afterwards.
         stream: what OpenSSL does, from the end of the handshake to that of the stream.
     """
 
     __slots__ = (
-        "_context", "_corks", "_failure", "_socket", "_together", "crossed", "eager", "fd", "more",
-        "stream",
+        "_context", "_corks", "_failure", "_socket", "_tls", "crossed", "eager", "fd", "more",
+        "refused", "stream",
     )  # fmt: skip
 
     def __init__(self, connected: socket.SocketType, context: ssl.SSLContext) -> None:
         connected.setblocking(False)
         self._socket: socket.SocketType = connected
+        self._tls: Session | None = None
         self.stream: Stream | None = None
         self._context = context
         self._corks = TCP_CORK != 0 and connected.family != socket.AF_UNIX
         self._failure: Exception | None = None
-        self._together = 0
-        """Bytes that OpenSSL has to be given again with one call."""
+        self.refused = 0
         self.fd = connected.fileno()
         self.eager = False
         self.more = False
@@ -124,24 +138,21 @@ class TlsTransport:
         To be called from the first byte on. Nothing is allocated before: silence is the cheapest of
         floods, and shall be as cheap for us.
         """
-        stream = self._socket
-        if not isinstance(stream, ssl.SSLSocket):
-            self._socket = wrapped = socket.socket(fileno=stream.detach())
-            wrapped.setblocking(False)  # SSLSocket goes by the object's own time-out.
-            stream = self._socket = self._context.wrap_socket(
-                wrapped,
-                server_side=True,
-                do_handshake_on_connect=False,
-                suppress_ragged_eofs=False,
-            )
+        stream = self._tls
+        if stream is None:
+            wrapped = socket.socket(fileno=self.fd)  # OpenSSL's object needs one of this class.
+            self._socket.detach()
+            self._socket = wrapped
+            wrapped.setblocking(False)  # It goes by the object's own time-out.
+            wrap = self._context._wrap_socket  # type: ignore[attr-defined] # noqa: SLF001 - see above.
+            stream = self._tls = cast("Session", wrap(wrapped, server_side=True))
         try:
             stream.do_handshake()
         except ssl.SSLWantReadError:
             return READABLE
         except ssl.SSLWantWriteError:
             return WRITABLE
-        # Its methods only check what we know, and call those of this object; for 21 bytecodes each.
-        self.stream = cast("Stream", getattr(stream, "_sslobj", stream))
+        self.stream = stream
         return None
 
     def receive(self, buffer: memoryview) -> int:
@@ -198,8 +209,9 @@ class TlsTransport:
         """Send; see `Transport.send`.
 
         What OpenSSL has encrypted and the kernel has refused is not counted: the next call has to
-        bring the same bytes again, and maybe more behind them (SSL_write(3)). It does, as what a
-        connection has to send only grows at its end.
+        bring the same bytes again (SSL_write(3)). It does, as what a connection has to send only
+        grows at its end. No more than these go with one call then: if what follows them were
+        refused, too, OpenSSL would count none of all.
 
         Of several records, OpenSSL counts none until the last is out: a peer that takes them slowly
         would seem to take nothing. So several go with one call only if the kernel has room for all;
@@ -212,19 +224,16 @@ class TlsTransport:
             raise self._failure
         sent = 0
         size = len(data)
-        corked = False
+        corked = self._corks and size > RECORD_BYTES
+        if corked:
+            self._cork(1)
         try:
-            if size <= RECORD_BYTES:
-                sent = stream.write(data)
-            else:
-                corked = self._corks
-                if corked:
-                    self._cork(1)
-                together = self._together or self._fitting(size)
-                while sent < size:
-                    self._together = together
-                    sent += stream.write(data[sent : sent + together])
-                    self._together, together = 0, RECORD_BYTES
+            together = self.refused or self._fitting(size)
+            while sent < size:
+                part = data[sent : sent + together]
+                self.refused = len(part)
+                sent += stream.write(part)
+                self.refused, together = 0, RECORD_BYTES
         except OSError as error:
             self.heed(error, READABLE)
         finally:
@@ -248,10 +257,10 @@ class TlsTransport:
 
     def take_leave(self) -> bool:
         """Send a close_notify; see `Transport.take_leave`."""
-        if self.stream is None or self._failure is not None:
+        if self.stream is None or self._tls is None or self._failure is not None:
             return True
         try:
-            self._socket.unwrap()  # type: ignore[attr-defined] # Since hands are shaken.
+            self._tls.shutdown()
         except ssl.SSLWantWriteError:
             return False
         except OSError:
@@ -274,7 +283,7 @@ class TlsTransport:
 
     def close(self) -> None:
         """Close the socket, and forget an error, whose traceback leads back to here."""
-        self._failure = None
+        self._failure = self._tls = self.stream = None
         self._socket.close()
 
     def _cork(self, on: int) -> None:
@@ -287,7 +296,7 @@ class TlsTransport:
         All, if nothing else is in the kernel and it has room for twice as much: it counts what it
         needs for itself, too. What is there is not counted that way, hence nothing.
         """
-        if not self._corks:
+        if size <= RECORD_BYTES or not self._corks:
             return RECORD_BYTES
         room = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
         if room < 2 * size or fcntl.ioctl(self.fd, termios.TIOCOUTQ, _NOTHING) != _NOTHING:
@@ -304,67 +313,13 @@ class TlsTransport:
             raise translated(error) from error
 
 
-class TlsHandshake:
-    """The handshake of a TLS connection, when its turn has come.
-
-    Args:
-        transport: the connection's.
-        gate: bounds how many handshakes are under way, and their work in a turn.
-        results: where to count what becomes of it, by `lpechod.net.counts.HANDSHAKE_RESULTS`.
-    """
-
-    __slots__ = ("_gate", "_results", "_touched", "_transport")
-
-    peer = None
-    """A certificate is no address."""
-
-    def __init__(
-        self, transport: TlsTransport, gate: HandshakeGate, results: dict[str, int]
-    ) -> None:
-        self._transport = transport
-        self._gate = gate
-        self._results = results
-        self._touched = False
-
-    def advance(self, waiter: Source) -> int | None:
-        """Go on; see `Handshake.advance`. Who has sent nothing yet need not pass the gate."""
-        if not self._touched:
-            if not self._transport.touched:
-                return READABLE
-            self._touched = True
-        if not self._gate.admits(self, waiter):
-            return 0
-        try:
-            interest = self._transport.shake_hands()
-        except OSError as error:
-            problem = failure(error)
-            if isinstance(error, ssl.SSLEOFError) and isinstance(problem, StreamError):
-                raise HandshakeError(CloseReason.TLS_ERROR, "the handshake is cut off") from error
-            if isinstance(problem, StreamError):
-                raise HandshakeError(CloseReason.TLS_ERROR, str(problem)) from error
-            raise problem from error
-        if interest is None:
-            self._gate.leave(self)
-            self._results["completed"] += 1
-        return interest
-
-    def abandon(self, reason: CloseReason | None) -> None:
-        """Give its place to another, and count it; see `Handshake.abandon`."""
-        self._gate.leave(self)
-        if reason is CloseReason.TLS_ERROR:
-            self._results["failed"] += 1
-        elif reason is CloseReason.HANDSHAKE_TIMEOUT:
-            self._results["timed_out"] += 1
-        else:
-            self._results["abandoned"] += 1
-
-
 def failure(error: OSError) -> Exception:
     """Turn an error of OpenSSL's, or of the kernel's, into what a transport raises.
 
     SSLError is an OSError whose number is none of errno(3).
     """
-    if isinstance(error, ssl.SSLEOFError) and error.reason:
+    cut_off = isinstance(error, ssl.SSLEOFError) and error.reason
+    if cut_off or (isinstance(error, ssl.SSLError) and error.reason == _CUT_OFF):
         return StreamError(CloseReason.MISSING_CLOSE_NOTIFY, "the stream ends without close_notify")
     if isinstance(error, ssl.SSLSyscallError | ssl.SSLEOFError):
         # Python calls it an end of file, too, when read(2) has failed (SSL_read_ex(3) returns 0 for

@@ -32,6 +32,8 @@ class TlsConnection(SteadyConnection):
     def on_ready(self, mask: int, now: float) -> None:
         """Handle readiness, and come again for what the poller does not see."""
         transport = self._transport
+        if transport.stream is None and transport.waiting():
+            self._host.counts.steps += 1  # To drop what comes behind the stream's end is work.
         crossed = transport.crossed
         if crossed:
             transport.crossed = 0
@@ -52,6 +54,11 @@ class TlsConnection(SteadyConnection):
         except Exception as error:  # noqa: BLE001 - a defect ends its own connection only.
             self.on_failure(error, now)
         self._follow_up(0)
+
+    def keep(self, echo: memoryview, sent: int, now: float, error: OSError | None = None) -> None:
+        """Keep an echo that the kernel has not taken; OpenSSL has, and is to be given it again."""
+        self._transport.refused = len(echo)
+        super().keep(echo, sent, now, error)
 
     def _follow_up(self, crossed: int) -> None:
         """Do what the transport demands, whether the protocol has changed or not."""

@@ -102,6 +102,8 @@ def server_context(
     context.minimum_version = _VERSIONS[min_version]
     # Python sets both by itself; that clients can't command either is too important to rely on it.
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    # Python 3.11.0 to 3.11.2 sets it: then a stream that is cut off seems to end.
+    context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
     _load(context, certificate, key)
     if client_ca is not None:
         context.verify_mode = ssl.CERT_REQUIRED

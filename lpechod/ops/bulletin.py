@@ -2,7 +2,8 @@
 
 Heartbeats are all that a worker at rest does, and to gather and to lay out all numbers is more than
 half of what each costs. So while nothing happens but heartbeats, its numbers are shown once a
-second: nothing in them changes then but how long it has been turning.
+second: nothing in them changes then but how long it has been turning, and the histograms by the
+turn in which they were shown last.
 """
 
 from collections.abc import Callable

@@ -180,7 +180,7 @@ class TurnWatch:
         self._placed = 0
         """Those of them that are in the histogram already."""
         self._short = 0
-        """Turns that are not: short ones, in which each event has brought an echo."""
+        """Turns that are not in theirs yet: short ones with as many echoes as events."""
         self._short_seconds = 0.0
 
     def note(self, seconds: float, events: int) -> None:
@@ -217,7 +217,11 @@ class TurnWatch:
 
 
 def gather(service: EchoService, loop: Loop, watch: TurnWatch) -> Totals:
-    """Take the totals of a worker; between two turns they agree with each other."""
+    """Take the totals of a worker.
+
+    A timer takes them at the end of a turn, of which the histograms of turns and echoes know only
+    afterwards; all else agrees.
+    """
     tally, counts, turns = service.tally, service.counts, watch.settle()
     return Totals(
         connections_accepted=counts.accepted,

@@ -19,11 +19,12 @@ from lpechod.engine.loop import Loop
 from lpechod.engine.poller import READABLE, WRITABLE
 from lpechod.engine.wheel import Timer
 from lpechod.net.admission import format_peer
-from lpechod.net.counts import HANDSHAKE_RESULTS
+from lpechod.net.counts import ConnectionCounts
 from lpechod.net.eventlog import EventLog
 from lpechod.net.handshake import Handshake, HandshakeError
 from lpechod.net.handshakegate import HandshakeGate
-from lpechod.net.tls import TlsHandshake, TlsTransport
+from lpechod.net.tls import TlsTransport
+from lpechod.net.tlshandshake import TlsHandshake
 from lpechod.net.transport import PeerGoneError, PlainTransport, Transport
 from lpechod.ops.pages import Page, Pages
 
@@ -42,7 +43,7 @@ class Exporter:
         contexts: for TLS, by name of the listener; those that are not there have none.
     """
 
-    __slots__ = ("_contexts", "_gate", "_loop", "_pages", "_results", "clients", "log")
+    __slots__ = ("_contexts", "_counts", "_gate", "_loop", "_pages", "clients", "log")
 
     def __init__(
         self, pages: Pages, loop: Loop, log: EventLog, contexts: Mapping[str, ssl.SSLContext]
@@ -51,7 +52,7 @@ class Exporter:
         self._loop = loop
         self._contexts = contexts
         self._gate = HandshakeGate(loop, MAX_CLIENTS, lambda: None)
-        self._results = dict.fromkeys(HANDSHAKE_RESULTS, 0)  # They are none of the service.
+        self._counts = ConnectionCounts()  # None of the service.
         self.log = log
         self.clients: set[_Client] = set()
 
@@ -67,7 +68,7 @@ class Exporter:
             transport = PlainTransport(fd)
         else:
             transport = tls = TlsTransport(socket.SocketType(fileno=fd), context)
-            handshake = TlsHandshake(tls, self._gate, self._results)
+            handshake = TlsHandshake(tls, self._gate, self._counts)
         try:
             self.clients.add(_Client(transport, handshake, peer, self._pages, self._loop, self))
         except (OSError, ValueError) as error:

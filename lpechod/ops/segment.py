@@ -269,10 +269,8 @@ class Segment:
 
     def signs(self) -> tuple[list[int], list[int]]:
         """Return state and heartbeats of each slot up to the highest that was ever used."""
-        first = self._start + _BEATS
-        return self._states(), self._words[
-            first : first + self._words[_MARK] * self._step : self._step
-        ].tolist()
+        mark = self._words[_MARK]  # Read once: the supervisor may raise it at any moment.
+        return self._column(_STATE, mark), self._column(_BEATS, mark)
 
     def slots(self) -> list[Slot]:
         """Return the slots that are not free, in order."""
@@ -300,8 +298,12 @@ class Segment:
 
     def _states(self) -> list[int]:
         """Read the state of each slot below the high-water mark."""
-        first = self._start + _STATE
-        return self._words[first : first + self._words[_MARK] * self._step : self._step].tolist()
+        return self._column(_STATE, self._words[_MARK])
+
+    def _column(self, word: int, slots: int) -> list[int]:
+        """Read one word of each of so many slots."""
+        first = self._start + word
+        return self._words[first : first + slots * self._step : self._step].tolist()
 
 
 def _fence() -> None:

@@ -67,6 +67,9 @@ def _all(config: Config, credentials: Credentials, now: float) -> Iterator[Conce
     for key, _, table in tls_tables(config):
         pem = credentials.texts[table.certificate]
         yield from _dates((*key, "tls", "certificate"), table.certificate, pem, now)
+        if table.client_ca is not None:
+            authorities = credentials.texts[table.client_ca]
+            yield from _dates((*key, "tls", "client_ca"), table.client_ca, authorities, now)
         if table.key in credentials.exposed:
             yield _exposed((*key, "tls", "key"), "private_key_exposed", table.key)
     token = config.metrics.bearer_token_file

@@ -13,11 +13,12 @@ def occupy_standard_streams() -> None:
     Otherwise the first sockets would get these numbers, and whatever an interpreter or a library
     writes to standard error would go to a client.
     """
-    opened = os.open(os.devnull, os.O_RDWR)
-    while opened <= 2:  # open(2) returns the lowest number that is free.
-        os.set_inheritable(opened, True)
-        opened = os.open(os.devnull, os.O_RDWR)
-    os.close(opened)
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            # open(2) returns the lowest number that is free, which is this.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 def raise_descriptor_limit(connections: int, lines: int = 0) -> int:

@@ -70,4 +70,5 @@ class Ending(Timer):
                 self._workers.kill(child, "did not end in time")
         elif now >= self._kill_at - _GRACE_SECONDS:
             self._workers.cut()
-        self._loop.schedule(self, now + _REPORT_SECONDS)
+        due = (now + _REPORT_SECONDS, self._kill_at - _GRACE_SECONDS, self._kill_at)
+        self._loop.schedule(self, min(at for at in due if at > now))

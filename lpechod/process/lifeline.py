@@ -43,6 +43,9 @@ class Lifeline:
         loop: where to wait.
         on_message: called with each message.
         on_end: called once when the other process has gone.
+
+    Raises:
+        OSError: the poller has no room for it; it is closed.
     """
 
     __slots__ = ("_end", "_loop", "_on_end", "_on_message", "_open")
@@ -60,7 +63,11 @@ class Lifeline:
         self._on_message = on_message
         self._on_end = on_end
         self._open = True
-        loop.register(end.fileno(), self, READABLE)
+        try:
+            loop.register(end.fileno(), self, READABLE)
+        except OSError:
+            end.close()
+            raise
 
     @property
     def fd(self) -> int:

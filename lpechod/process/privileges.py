@@ -63,7 +63,10 @@ def drop_capabilities(log: EventLog) -> None:
 
 
 def _has_capabilities() -> bool:
-    status = Path("/proc/self/status").read_text()
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:  # A root directory without /proc.
+        return True
     return any(
         int(bits, 16) for bits in re.findall(r"^Cap(?:Prm|Eff|Inh):\t(\w+)", status, re.MULTILINE)
     )

@@ -23,7 +23,10 @@ from lpechod.engine.poller import READABLE
 from lpechod.engine.wheel import Timer
 from lpechod.net.address import Address, TcpAddress, parse_address
 from lpechod.net.listener import ListenError
+from lpechod.ops.census import Census
+from lpechod.ops.config import Config
 from lpechod.ops.credentials import Loaded, tls_contexts
+from lpechod.ops.segment import Segment
 from lpechod.process.command import own_command
 from lpechod.process.documents import read_document, write_document
 from lpechod.process.handover import FORMAT
@@ -83,9 +86,15 @@ class Rehearsal(Timer):
             os.close(their_errors)
         self._channel.setblocking(False)
         os.set_blocking(self._errors, False)
-        self._watched = {self._channel.fileno(), self._errors}
-        for fd in self._watched:
-            loop.register(fd, self, READABLE)
+        self._watched: set[int] = set()
+        try:
+            for fd in (self._channel.fileno(), self._errors):
+                loop.register(fd, self, READABLE)
+                self._watched.add(fd)
+        except OSError:
+            self.kill()  # Whoever waits for children finds a stranger.
+            self._close()
+            raise
         loop.schedule(self, loop.now + TIMEOUT_SECONDS)
 
     def on_ready(self, _mask: int, _now: float) -> None:
@@ -256,6 +265,10 @@ def rehearse(loaded: Loaded, descriptor: int) -> int:
             described = bound.describe()
             listening = [each["fd"] for each in described["sockets"]]
             _send(channel, b"bound", described, listening)
+        try:
+            _try_memory(config)
+        except OSError as error:
+            return _refuse(f"no shared memory for the new program: {error.strerror}")
         checked = {
             "config": config.model_dump(mode="json"),
             "credentials": credentials.describe(),
@@ -265,6 +278,17 @@ def rehearse(loaded: Loaded, descriptor: int) -> int:
             for listener in bound.listeners:
                 listener.keep_file()
     return 0
+
+
+def _try_memory(config: Config) -> None:
+    """Make what the new program may have to make, when there will be no way back.
+
+    Raises:
+        OSError: there is no room for it.
+    """
+    Segment.create().close()
+    if config.limits.max_connections_per_ip:
+        Census.create().close()
 
 
 def _ports(addresses: Iterable[Address]) -> set[int]:

@@ -54,27 +54,41 @@ def _start(loaded: Loaded, manager: ServiceManager) -> int:
     config, credentials = loaded.config, loaded.credentials
     log = _open_log(config)
     _warn(config, credentials, log)
-    capacity = _provide_descriptors(config, log)
-    wanted = wanted_by(config, tls_contexts(config, credentials))
     sockets = Sockets()
-    notifier = Notifier(manager.notify_socket)
-    sockets.inherit(manager.inherited, wanted, notifier, log)
     try:
-        sockets.bind_missing(wanted)
+        supervisor = _set_up(loaded, manager, sockets, log)
     except ListenError as error:
         log.errors("listen_failed", ({"problem": problem} for problem in error.problems))
-        if manager.keeps_descriptors:
-            sockets.keep_files()
-        sockets.close(ECHO)
-        sockets.close(METRICS)
-        return 1
+    except OSError as error:
+        log.error("start_failed", problem=str(error), hint="see the limits of the process")
+    else:
+        return supervisor.run()
+    if manager.keeps_descriptors:
+        sockets.keep_files()
+    sockets.close(ECHO)
+    sockets.close(METRICS)
+    return 1
+
+
+def _set_up(loaded: Loaded, manager: ServiceManager, sockets: Sockets, log: Log) -> Supervisor:
+    """Make all that a supervisor needs, and the supervisor.
+
+    Raises:
+        ListenError: an address cannot be listened on.
+        OSError: there are no descriptors, or there is no memory.
+    """
+    config, credentials = loaded.config, loaded.credentials
+    capacity = _provide_descriptors(config, log)
+    wanted = wanted_by(config, tls_contexts(config, credentials))
+    notifier = Notifier(manager.notify_socket)
+    sockets.inherit(manager.inherited, wanted, notifier, log)
+    sockets.bind_missing(wanted)
     sockets.assign(wanted)
     forgo_new_privileges(log)
     segment, census = Segment.create(), _census(config)
-    supervisor = Supervisor(
+    return Supervisor(
         config, credentials, sockets, manager, notifier, segment, log, capacity, census=census
     )
-    return supervisor.run()
 
 
 def _go_on(handover: Handover) -> int:

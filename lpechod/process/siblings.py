@@ -87,7 +87,11 @@ class Siblings:
         self._beats = self._beats + beats[len(self._beats) :]
         self._states = states
         own = self._own.index
-        self._slots = [slot for slot in self._segment.slots() if slot.index != own]
+        self._slots = [
+            self._segment.slot(index)
+            for index, state in enumerate(states)
+            if state and index != own
+        ]
 
     def allowance(self) -> int:
         """Return how many connections this worker may accept before it is too far ahead."""

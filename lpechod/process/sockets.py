@@ -20,7 +20,6 @@ from lpechod.net.entrance import EVERYBODY, OPEN_TO_ALL, Entrance
 from lpechod.net.eventlog import EventLog
 from lpechod.net.listener import (
     Listener,
-    ListenError,
     ListenerSettings,
     open_listeners,
     serves,
@@ -55,7 +54,7 @@ class Bound:
             "purpose": self.purpose,
             "foreign": self.foreign,
             "sockets": [
-                {"fd": listener.socket.fileno(), "path": listener.path}
+                {"fd": listener.socket.fileno(), "path": listener.path, "inode": listener.inode}
                 for listener in self.listeners
             ],
         }
@@ -68,7 +67,7 @@ class Bound:
             OSError: a descriptor is not open.
         """
         listeners = [
-            Listener(socket.socket(fileno=each["fd"]), each["path"])
+            Listener(socket.socket(fileno=each["fd"]), each["path"], each.get("inode"))
             for each in described["sockets"]
         ]
         return cls(
@@ -146,21 +145,12 @@ def bind(wanted: Sequence[Wanted], shared_ports: Collection[int] = ()) -> list[B
     Raises:
         ListenError: at least one cannot be listened on; all others have been closed again.
     """
-    bound: list[Bound] = []
-    problems: list[str] = []
-    for each in wanted:
-        try:
-            settings = ListenerSettings(each.address, each.backlog)
-            listeners = open_listeners([settings], shared_ports)
-        except ListenError as error:
-            problems += error.problems
-        else:
-            bound.append(Bound(str(each.address), listeners, purpose=each.purpose))
-    if problems:
-        for opened in bound:
-            opened.close()
-        raise ListenError(problems)
-    return bound
+    settings = [ListenerSettings(each.address, each.backlog) for each in wanted]
+    opened = open_listeners(settings, shared_ports)
+    return [
+        Bound(str(each.address), listeners, purpose=each.purpose)
+        for each, listeners in zip(wanted, opened, strict=True)
+    ]
 
 
 class Sockets:
@@ -260,7 +250,7 @@ class Sockets:
                 listener.entrance = want.entrance
             if not bound.foreign:
                 for listener in bound.listeners:
-                    listener.socket.listen(want.backlog)  # Once more only changes the backlog.
+                    listener.listen(want.backlog)
         self.gone, self.bound = self.bound, kept
 
     def listeners(self, purpose: str) -> list[Listener]:

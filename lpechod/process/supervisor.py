@@ -83,6 +83,7 @@ class Supervisor:
         census: Census | None = None,
     ) -> None:
         self._config = config
+        self._workers_wanted = worker_count(config)  # The CPUs may change, and these will not.
         self._sockets = sockets
         self._manager = manager
         self._segment = segment
@@ -93,14 +94,13 @@ class Supervisor:
         loop = self._loop = Loop(open_poller("auto"), clock.monotonic)
         self._phase = _Phase.STARTING
         self._reloaded = restarts is not None
-        self._unsettled = True
-        self._reload_wanted = False
+        self._unsettled, self._reload_wanted = True, False
         self._reload_successful = True
         self._reloaded_at = clock.wall() if reloaded_at is None else reloaded_at
         self._rehearsal: Rehearsal | None = None
         self._status = 0
         self.workers = Workers(
-            worker_count(config), segment, self._become_worker, loop, log, restarts or 0, census
+            self._workers_wanted, segment, self._become_worker, loop, log, restarts or 0, census
         )
         self.workers.on_settled = self._settled
         self.workers.on_hopeless = self._hopeless
@@ -137,6 +137,7 @@ class Supervisor:
         self._reap()  # Who has ended while nobody was there to be told.
         self._loop.run()
         self._endpoint.close()
+        self._sockets.close(METRICS)  # A reload that has not settled leaves some.
         self._loop.close()
         self._notifier.flush()
         for number in HANDLED_SIGNALS:
@@ -211,6 +212,8 @@ class Supervisor:
         if not self._unsettled:
             self.workers.retire([])
             return
+        if self._phase is _Phase.RELOADING:
+            return  # A rehearsal counts on what is held; the new program settles all, or its end.
         self._unsettled = False
         gone = self._sockets.gone
         self._endpoint.finish(
@@ -229,7 +232,7 @@ class Supervisor:
             pid=os.getpid(),
             listeners=[listener.name for listener in self._sockets.listeners(ECHO)],
             metrics=[listener.name for listener in self._sockets.listeners(METRICS)],
-            workers=worker_count(self._config),
+            workers=self._workers_wanted,
             poller=best() if self._config.server.poller == "auto" else self._config.server.poller,
         )
         if self._reload_wanted:
@@ -307,6 +310,7 @@ class Supervisor:
             unsent=self._notifier.unsent,
         )
         if self._reload_wanted:
+            self._reload_wanted = False
             os.kill(os.getpid(), signal.SIGHUP)
         try:
             hand_over(handover, self._signals.hand_back)
@@ -317,11 +321,13 @@ class Supervisor:
             self._reload_failed([f"cannot execute the new program: {error.strerror}"])
 
     def _reload_failed(self, problems: list[str], standing: str = "all is as before") -> None:
+        self._phase = _Phase.SERVING
+        wanted, self._reload_wanted = self._reload_wanted, False
+        self.workers.settle()  # Those of a reload before may have become ready meanwhile.
         self._reload_successful = False
         self._log.errors("reload_failed", ({"problem": problem} for problem in problems))
-        self._phase = _Phase.SERVING
         self._notifier.ready(f"Reload failed, {standing}: {problems[0]}")
-        if self._reload_wanted:
+        if wanted:
             self._want_reload()
 
     # The end.
@@ -349,7 +355,7 @@ class Supervisor:
 
     def _describe(self) -> str:
         names = ", ".join(listener.name for listener in self._sockets.listeners(ECHO))
-        wanted = worker_count(self._config)
+        wanted = self._workers_wanted
         ready = min(self.workers.ready, wanted)
         workers = f"{wanted} worker{'s' * (wanted != 1)}"
         return f"Serving {names} with {workers if ready == wanted else f'{ready} of {workers}'}"
@@ -372,7 +378,7 @@ class Supervisor:
             worker_restarts=self.workers.restarts,
             connections_limit=min(
                 self._config.limits.max_connections,
-                worker_count(self._config) * self._worker_capacity,
+                self._workers_wanted * self._worker_capacity,
             ),
             reload_successful=self._reload_successful,
             reloaded_at=self._reloaded_at,

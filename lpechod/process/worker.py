@@ -179,6 +179,7 @@ class Worker(Timer):
 
     def _connection_ended(self) -> None:
         self._acceptor.resume()
+        self._acceptor.rejoin()
         if self._service.draining:
             self._check_drained()
 

@@ -147,7 +147,8 @@ class Workers(Timer):
         child = Child(pid, segment, slot, current=False, told=told)
         child.ready_at = None if slot.state is SlotState.STARTING else self._loop.now
         child.beats, child.silent_s = slot.beats, silent_s
-        self._attach(child, socket.socket(fileno=line))
+        self._connect(child, socket.socket(fileno=line))
+        self.children[child.pid] = child
 
     def start(self) -> None:
         """Start as many as there should be."""
@@ -156,7 +157,7 @@ class Workers(Timer):
         slots = [self._claim() for _ in range(self._count - self._currents())]
         for slot in slots:
             self._fork(slot)
-        self._settle()
+        self.settle()
 
     def drain(self, finish: Collection[str] | None) -> None:
         """Tell all to drain, and replace nobody any more.
@@ -239,7 +240,7 @@ class Workers(Timer):
         self._report(child, code)
         if child.current and not self._stopping:
             self._replace(child)
-        self._settle()
+        self.settle()
         self.on_change()
         return True
 
@@ -287,27 +288,27 @@ class Workers(Timer):
             self._release(self._segment, slot)
             self._cannot_start(error)
             return
+        child = Child(0, self._segment, slot)
         with theirs, signals_blocked():
             try:
-                pid = os.fork()
+                self._connect(child, ours)  # Before the fork: the poller may have no room.
+                child.pid = _fork_from(child.line)
             except OSError as error:
-                ours.close()
                 self._release(self._segment, slot)
                 self._cannot_start(error)
                 return
-            if pid == 0:
-                ours.close()
+            if child.pid == 0:
+                child.line.abandon()
                 self._become(slot, theirs)
         if self._bereaved:
             self._bereaved -= 1
             self.restarts += 1
-        self._attach(Child(pid, self._segment, slot), ours)
+        self.children[child.pid] = child
 
-    def _attach(self, child: Child, line: socket.socket) -> None:
+    def _connect(self, child: Child, line: socket.socket) -> None:
         child.line = Lifeline(
             line, self._loop, lambda message: self._hear(child, message), _nothing
         )
-        self.children[child.pid] = child
 
     def _cannot_start(self, error: Exception) -> None:
         self._log.error("worker_start_failed", problem=str(error))
@@ -320,7 +321,7 @@ class Workers(Timer):
             child.ready_at = self._loop.now
             self._failed_starts = 0
             self.on_change()
-            self._settle()
+            self.settle()
         elif message["type"] == "leave" and child.current and not self._stopping:
             child.current = False
             self._delay(1)
@@ -330,7 +331,8 @@ class Workers(Timer):
             child.told = True
             child.line.send("drain", finish=None if finish is None else list(finish))
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
+        """Tell if there are as many as there should be, as each time when that may have changed."""
         ready = sum(child.current and child.ready for child in self.children.values())
         if ready >= self._count and not self._stopping:
             self.on_settled()
@@ -371,6 +373,14 @@ class Workers(Timer):
     def _despair(self) -> None:
         if self._failed_starts >= MAX_FAILED_STARTS * self._count:
             self.on_hopeless()
+
+
+def _fork_from(line: Lifeline) -> int:
+    try:
+        return os.fork()
+    except OSError:
+        line.close()
+        raise
 
 
 def _signal_name(number: int) -> str:

@@ -218,6 +218,7 @@ class TestLoop:
 
         both = READABLE | WRITABLE
         assert stage.journal == [("first", "ready", both), ("second", "ready", both)]
+        assert stage.turns[0][1] == 1, "who is called once, or has to wait, counts as such"
 
     def test_edges(self, unix_pair: Pairs) -> None:
         """An edge that comes when it is not a source's turn is kept until it is."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from lpechod.engine.kqueue import KqueuePoller
 from lpechod.engine.loop import Loop
-from lpechod.engine.poller import Poller, Ready, available
+from lpechod.engine.poller import MAX_EVENTS, Poller, Ready, available
 from lpechod.net.acceptor import Acceptor
 from lpechod.net.address import parse_address
 from lpechod.net.admission import AdmissionLimits, format_peer
@@ -165,7 +165,7 @@ class HeldPoller(FakeTimePoller):
         self._held_clock = clock
         self.until = 0.0
 
-    def poll(self, timeout: float | None, maxevents: int = -1, /) -> Ready:
+    def poll(self, timeout: float | None, maxevents: int = MAX_EVENTS, /) -> Ready:
         """Return what is ready, or skip the wait as far as it is allowed."""
         left = max(0.0, self.until - self._held_clock.now)
         return super().poll(left if timeout is None else min(timeout, left), maxevents)
@@ -221,9 +221,10 @@ class EchoServer:
             max_handshakes,
             overload_percent,
         )
-        self.listeners = open_listeners(
+        opened = open_listeners(
             ListenerSettings(parse_address(address)) for address in addresses or ("127.0.0.1:0",)
         )
+        self.listeners = [listener for each in opened for listener in each]
         entrances = {listener.name: entrance for listener in self.listeners}
         self.service = EchoService(settings, self.loop, self.tally, self.log, others, entrances)
         for listener in self.listeners:

@@ -19,8 +19,18 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from lpechod.engine.buffers import BufferPool
 from lpechod.engine.loop import TICKS_PER_SECOND, Loop
-from lpechod.engine.poller import EDGE, ERROR, HANGUP, PEER_CLOSED, READABLE, WRITABLE, Ready
+from lpechod.engine.poller import (
+    EDGE,
+    ERROR,
+    HANGUP,
+    MAX_EVENTS,
+    PEER_CLOSED,
+    READABLE,
+    WRITABLE,
+    Ready,
+)
 from lpechod.net.connection import Connection
+from lpechod.net.counts import ConnectionCounts
 from lpechod.net.edge import EdgeConnection
 from lpechod.net.handshake import HandshakeError
 from lpechod.net.steady import SteadyConnection, SteadyPath
@@ -246,7 +256,7 @@ class KernelPoller:
             return 0
         return self.kernel.condition() & (self.interest | self.always)
 
-    def poll(self, _timeout: float | None, _maxevents: int = -1, /) -> Ready:
+    def poll(self, _timeout: float | None, _maxevents: int = MAX_EVENTS, /) -> Ready:
         """Report, and forget the edge."""
         mask = self.ready()
         self.kernel.news = False
@@ -262,6 +272,7 @@ class Witness:
     def __init__(self, steady: SteadyPath) -> None:
         self.ends = 0
         self.steady = steady
+        self.counts = ConnectionCounts()
 
     def on_closed(self, _connection: Connection) -> None:
         """Count it."""

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from lpechod.engine.loop import Loop
-from lpechod.engine.poller import READABLE, Ready
+from lpechod.engine.poller import MAX_EVENTS, READABLE, Ready
 from lpechod.net.handshakegate import STEPS_PER_TURN, HandshakeGate
 from tests.fake_time import FakeClock
 
@@ -31,7 +31,7 @@ class ScriptedPoller:
 
     forget = unregister
 
-    def poll(self, _timeout: float | None, _maxevents: int = -1, /) -> Ready:
+    def poll(self, _timeout: float | None, _maxevents: int = MAX_EVENTS, /) -> Ready:
         """Return what is ready, once."""
         ready, self.ready = self.ready, []
         return ready

@@ -32,9 +32,13 @@ def _listen() -> Iterator[Listen]:
     listeners: list[Listener] = []
 
     def listen(*addresses: str, backlog: int = 16) -> list[Listener]:
-        opened = open_listeners(
-            ListenerSettings(parse_address(address), backlog) for address in addresses
-        )
+        opened = [
+            listener
+            for each in open_listeners(
+                ListenerSettings(parse_address(address), backlog) for address in addresses
+            )
+            for listener in each
+        ]
         listeners.extend(opened)
         return opened
 
@@ -465,7 +469,8 @@ def race(path: Path) -> list[Listener]:
     def run() -> None:
         start.wait()
         try:
-            winners.extend(open_listeners([ListenerSettings(UnixAddress(str(path)))]))
+            (listeners,) = open_listeners([ListenerSettings(UnixAddress(str(path)))])
+            winners.extend(listeners)
         except ListenError as error:
             assert "Address already in use" in str(error)  # noqa: PT017 - in another thread.
 

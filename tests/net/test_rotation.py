@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import pytest
 
 from lpechod.engine.buffers import RECEIVE_BYTES
-from lpechod.engine.poller import available
-from lpechod.engine.rotation import FEW, ROTATED_BYTES, SHARED_BYTES
+from lpechod.engine.poller import MAX_EVENTS, available
+from lpechod.engine.rotation import FEW, LEAST_SHARE_BYTES, ROTATED_BYTES, SHARED_BYTES
 from lpechod.net.entrance import OPEN_TO_ALL, Entrance
 from lpechod.wire.settings import EchoSettings
 from tests.net.conftest import Serve
@@ -134,6 +134,24 @@ def test_a_turn_of_those_who_send_much(serve: Serve) -> None:
         before = server.tally.received_bytes
         server.turn()
         assert 0 < server.tally.received_bytes - before <= ROTATED_BYTES + ONE_READ
+
+
+def test_whole_frames_that_fill_a_share(serve: Serve) -> None:
+    """Who fills its share is served by turns from then on, also if that is whole frames."""
+    server = serve()
+    clients = [server.connect() for _ in range(MAX_EVENTS)]
+    server.turn_until(lambda: all(client.greet() for client in clients), "handshakes")
+    server.settle()
+    small = memoryview(frame(bytes(60)) * (8 * LEAST_SHARE_BYTES // 64))
+    clients[0].exchange(bytes(small[:LEAST_SHARE_BYTES]))  # What has no share to fill.
+    for client in clients:
+        client.send_some(small)
+    for _ in range(3):
+        server.turn()
+    before = server.tally.received_bytes
+    server.turn()
+    assert 0 < server.tally.received_bytes - before <= ROTATED_BYTES + ONE_READ
+    server.turn_until(lambda: not any(client.receive_some() for client in clients), "echoes")
 
 
 def test_nobody_starves(serve: Serve) -> None:

@@ -14,7 +14,7 @@ from lpechod.net.address import parse_address
 from lpechod.net.listener import ListenerSettings, open_listeners, serves
 
 addresses = [parse_address(f"[fe80::1%{interface}]:9000") for interface in ("one", "two")]
-listeners = open_listeners(ListenerSettings(address) for address in addresses)
+listeners = sum(open_listeners(ListenerSettings(address) for address in addresses), [])
 indices = [socket.if_nametoindex(interface) for interface in ("one", "two")]
 print(*(listener.name == f"[fe80::1%{index}]:9000" for listener, index in zip(listeners, indices)))
 addresses.append(parse_address("[fe80::1]:9000"))

@@ -11,9 +11,11 @@ import pytest
 from lpechod.engine.poller import ERROR, HANGUP, PEER_CLOSED, READABLE, URGENT, WRITABLE
 from lpechod.engine.wheel import Timer
 from lpechod.net.admission import AdmissionLimits
+from lpechod.net.entrance import Entrance
 from lpechod.net.spin import SPIN_TURNS_PER_SECOND, SpinDetector, _describe
 from tests.net.conftest import Serve
-from tests.net.harness import EchoServer, KernelBuffers, body_of, frame
+from tests.net.harness import SECURED, EchoServer, KernelBuffers, body_of, frame
+from tests.net.tlswire import dial, hello
 
 Stuck = Callable[[], int]
 
@@ -218,6 +220,40 @@ class TestNoSpin:
 
         assert heart.server.tally.received_bytes == received
         assert 0 < heart.server.tally.unsent_bytes < unsent
+
+
+class TestNoSpinOverTls:
+    """What is received and counts as no byte is work, too."""
+
+    @pytest.fixture(name="entrance")
+    def _entrance(self) -> Entrance:
+        return SECURED
+
+    def test_bytes_behind_the_end_of_a_stream(self, heart: Heartbeat) -> None:
+        """A client that goes on to send after a refused frame, byte by byte, makes no spin."""
+        client = heart.server.connect()
+        client.exchange(frame(b"x"))
+        client.send_some(b"\xff" * 4)
+        heart.server.settle()
+        heart.turn(1.2, 5000, lambda: client.socket.send(b"x"))
+
+        assert heart.server.turns > 1.2 * SPIN_TURNS_PER_SECOND
+        assert heart.detector.spins == 0
+
+    def test_handshakes(self, heart: Heartbeat) -> None:
+        """Nor do clients that send their first flight byte by byte."""
+        server = heart.server
+
+        def dribbled() -> Iterator[int]:
+            while True:
+                client = dial(server)
+                for byte in hello(client)[:-1]:
+                    yield client.socket.send(bytes([byte]))
+
+        heart.turn(1.2, 5000, dribbled().__next__)
+
+        assert server.turns > 1.2 * SPIN_TURNS_PER_SECOND
+        assert heart.detector.spins == 0
 
 
 class TestNoSpinOfConnections:

@@ -137,3 +137,18 @@ def test_records_that_follow_others_count_one_by_one() -> None:
     with established(BUFFERS, NARROW) as (transport, _):
         assert transport.send(memoryview(bytes(RECORD_BYTES))) == RECORD_BYTES
         assert transport._fitting(RECORD_BYTES * 2) == RECORD_BYTES
+
+
+def test_what_follows_a_refused_record_waits_for_it() -> None:
+    """The peer never gets more than is counted, though what waits grows behind a refused record."""
+    data = memoryview(body_of(1 << 20))
+    with established(KernelBuffers(send=4096), KernelBuffers(receive=4096)) as (transport, client):
+        sent = received = 0
+        while count := transport.send(data[sent : sent + 1000]):
+            sent += count
+        while received < 100_000:
+            # As much as one record holds is offered, of which the first part was refused.
+            sent += transport.send(data[sent : sent + RECORD_BYTES])
+            with contextlib.suppress(ssl.SSLWantReadError):
+                received += len(client.recv(3000))
+            assert received <= sent

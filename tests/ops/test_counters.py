@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lpechod.engine.loop import Loop
-from lpechod.engine.poller import Poller, Ready, open_poller
+from lpechod.engine.poller import MAX_EVENTS, Poller, Ready, open_poller
 from lpechod.net.admission import ALONE, AdmissionLimits, ClientCounts
 from lpechod.net.counts import (
     HANDSHAKE_RESULTS,
@@ -56,7 +56,7 @@ class TellingPoller(FakeTimePoller):
         super().__init__(poller, clock)
         self.afterwards: Callable[[], object] = lambda: None
 
-    def poll(self, timeout: float | None, maxevents: int = -1, /) -> Ready:
+    def poll(self, timeout: float | None, maxevents: int = MAX_EVENTS, /) -> Ready:
         """Poll, and let something happen."""
         ready = super().poll(timeout, maxevents)
         self.afterwards()

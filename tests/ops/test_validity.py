@@ -156,3 +156,17 @@ def test_without_tls_there_is_nothing(tmp_path: Path) -> None:
     config = load(path).config
     assert certificate_expiry(config, Credentials()) == {}
     assert concerns(config, Credentials(), 0.0) == []
+
+
+def test_an_authority_that_has_expired(tmp_path: Path) -> None:
+    """Of the authorities of client certificates, one that has expired is named, too."""
+    ours, theirs = issue(tmp_path), tmp_path / "theirs"
+    theirs.mkdir()
+    old = issue(theirs, before=-90, after=-1)
+    path = tmp_path / "config.toml"
+    table = ours.table().replace("}", f', client_ca = "{old.certificate}" }}')
+    path.write_text(f'[[listen]]\naddress = ":1"\ntls = {table}\n')
+    loaded = load(path)
+    (concern,) = concerns(loaded.config, loaded.credentials, time.time())
+    assert concern.key == ("listen", 0, "tls", "client_ca")
+    assert concern.event == "certificate_expired"

@@ -94,3 +94,12 @@ def test_closed_standard_streams_are_occupied(closed: tuple[int, ...], tmp_path:
             os.close(writer)
 
         assert result.read() == f"{len(closed)} {len(closed)}"
+
+
+@pytest.mark.parametrize("limit", ["--fsize=1000000", "--nofile=10"])
+def test_a_start_without_means_is_one_line(tmp_path: Path, limit: str) -> None:
+    """Whoever has no room for memory or descriptors is told so in a line of the log."""
+    prefix = ("prlimit", limit)
+    with Daemon(tmp_path, status=1, prefix=prefix, errors=("start_failed",)) as daemon:
+        daemon.wait_for("start_failed")
+        assert daemon.wait() == 1

@@ -2,6 +2,7 @@
 
 import itertools
 import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -200,3 +201,22 @@ def test_somebody_may_always_accept(held: list[int]) -> None:
         assert Siblings(segment, least).allowance() >= 8
     finally:
         segment.close()
+
+
+def test_a_sibling_may_be_born_at_any_moment() -> None:
+    """The supervisor claims slots while a worker looks at them, and the worker sees some."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(20):
+            segment = Segment.create()
+            siblings = Siblings(segment, claim(segment))
+            supervisor = threading.Thread(target=lambda it=segment: [claim(it) for _ in range(64)])
+            supervisor.start()
+            while supervisor.is_alive():
+                siblings.observe()
+            siblings.observe()
+            assert siblings.allowance() == 8
+            segment.close()
+    finally:
+        sys.setswitchinterval(interval)

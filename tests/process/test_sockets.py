@@ -1,5 +1,6 @@
 """The daemon's listening sockets, real ones: bound, assigned, stored, handed on, let go."""
 
+import os
 import ssl
 import stat
 from collections import Counter
@@ -205,6 +206,22 @@ def test_what_is_not_open_is_not_restored() -> None:
     bound.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
         Bound.restore(described)
+
+
+def test_the_file_of_another_stays_after_a_handover(tmp_path: Path) -> None:
+    """A file that has taken the place of ours is somebody else's after a handover, too."""
+    path = tmp_path / "s"
+    (bound,) = bind(want(f"unix:{path}"))
+    path.unlink()
+    (other,) = bind(want(f"unix:{path}"))
+    described = bound.describe()
+    for each in described["sockets"]:
+        each["fd"] = os.dup(each["fd"])
+    bound.close()
+    Bound.restore(described).close()
+    assert path.exists()
+    other.close()
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("keep", [False, True])

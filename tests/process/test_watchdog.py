@@ -1,11 +1,13 @@
 """When the watchdog kills: by its looks, in a loop whose time is a test's."""
 
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import pairwise
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -90,3 +92,18 @@ def test_who_stood_still_itself_blames_nobody(stack: ExitStack) -> None:
 
     assert hung.child.doom is None
     assert all(later - earlier >= 0.35 for earlier, later in pairwise(looks))
+
+
+def test_the_first_look_feeds_the_manager(stack: ExitStack, tmp_path: Path) -> None:
+    """A program that has just begun, as after each reload, does not wait to give a sign of life."""
+    manager = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+    manager.bind(str(tmp_path / "notify"))
+    manager.setblocking(False)
+    hung = Hung(10.0, stack)
+    notifier = Notifier(str(tmp_path / "notify"))
+    stack.callback(notifier.close)
+    Watchdog(hung.workers, 10.0, 30.0, notifier, hung.loop, hung.log)
+    end = hung.clock.now + 1.0
+    while hung.clock.now < end:
+        hung.loop.turn()
+    assert manager.recv(100) == b"WATCHDOG=1"

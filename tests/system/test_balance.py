@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,7 +59,9 @@ class Crowd:
         self._clients += clients
         return [is_served(client) for client in clients]
 
-    def burst(self, count: int) -> None:
+    def burst(
+        self, count: int, patience: float = PATIENCE_SECONDS, *, staying: bool = True
+    ) -> None:
         """Connect all before anybody says anything, without waiting in between."""
         host, _, port = self._daemon.address.rpartition(":")
         for _ in range(count):
@@ -67,9 +70,12 @@ class Crowd:
             client.socket.setblocking(False)
             client.socket.connect_ex((host, int(port)))
             self._clients.append(client)
+        deadline = time.monotonic() + patience
         for client in self._clients[-count:]:
-            client.socket.settimeout(PATIENCE_SECONDS)
+            client.socket.settimeout(max(0.001, deadline - time.monotonic()))
             client.echo(b"all at once")
+            if not staying:
+                client.close()
 
     def look_around(self) -> None:
         """Wait until each worker has seen twice who is there; nobody comes or goes meanwhile.
@@ -168,6 +174,13 @@ def test_a_worker_catches_up_after_a_stop(tmp_path: Path) -> None:
         crowd.arrive(15, patience=1)
 
         assert crowd.of(victim) == 15
+
+
+def test_short_connections_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    """Of 1,000 clients that come at once and leave after their echo, each is served in time."""
+    with Daemon(tmp_path, "[server]\nworkers = 2\n") as daemon, Crowd(daemon) as crowd:
+        crowd.look_around()
+        crowd.burst(1000, patience=1, staying=False)
 
 
 def test_giving_way_is_counted(tmp_path: Path) -> None:

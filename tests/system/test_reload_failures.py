@@ -227,6 +227,35 @@ def test_a_program_that_cannot_be_executed(tmp_path: Path) -> None:
         daemon.reload(configuration())
 
 
+def test_two_signals_and_a_program_that_cannot_be_executed(tmp_path: Path) -> None:
+    """A signal during a reload that fails at the last moment leads to one reload more."""
+    inject = "inject=execve:error=ENOMEM:when=1..2"
+    prefix = ("strace", "-o", str(tmp_path / "trace"), "-e", "trace=execve", "-e", inject)
+    with Daemon(tmp_path, configuration(), errors=FAILURE, prefix=prefix) as daemon:
+        with held_up(daemon) as (_, fifo):
+            daemon.signal(signal.SIGHUP)
+            daemon.wait_for_count("signal", 2)
+            daemon.path.write_text(configuration())
+            fifo.write(configuration())
+        daemon.wait_for_count("reload_failed", 2)
+        succeed(daemon, configuration())
+        # Two of ours, the supervisor's own to whatever it would become, and the last.
+        assert len(daemon.events("signal")) == 4
+
+
+def test_shared_memory_that_cannot_be_made(tmp_path: Path) -> None:
+    """A reload that needs memory which there is not fails before there is no way back."""
+    limited = configuration(more="[limits]\nmax_connections_per_ip = 5\n")
+    with Daemon(tmp_path, configuration(), errors=FAILURE) as daemon:
+        before = resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE)
+        with nothing_changes(daemon):
+            resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, (1 << 30, before[1]))
+            daemon.path.write_text(limited)
+            fail(daemon, "no shared memory for the new program: File too large")
+            resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, before)
+        succeed(daemon, limited)
+
+
 def test_a_check_that_cannot_be_executed(tmp_path: Path) -> None:
     """Without the means to start a check, a reload fails, and everything goes on."""
     inject = "inject=execve:error=ENOMEM:when=1"

@@ -99,8 +99,9 @@ _NOTES: Final = {
         `WatchdogSec=`, even if it is `"off"` here, but at least a second.""",
     "listen.proxy_protocol": """Whoever connects has to send a header before the first frame, within
         `timeouts.handshake`. The address in it is the client's, in logs and for every limit. A
-        header that the proxy sends for itself (`LOCAL`), to check that lpechod lives, is served
-        whatever the lists say.""",
+        header that names no TCP client is served whatever the lists and limits of an address say:
+        what the proxy sends for itself (`LOCAL`, `UNKNOWN`), to check that lpechod lives, or for a
+        client of a UNIX socket.""",
     "listen.trusted_proxies": """Needed with `proxy_protocol`, but for UNIX sockets: there the
         permissions of the file decide who is trusted.""",
     "listen.allow": """With `proxy_protocol` it is the client that counts, and not the proxy. Who
@@ -119,7 +120,7 @@ _NOTES: Final = {
         more; so that is 3073 KiB by default. Past
         `overload_threshold` percent of it, those who take longer than `timeouts.overload_frame`
         for a frame are closed. If that is not enough, those who hold most are paused, and shed if
-        that has not helped within a second.""",
+        that has not helped within a second, or if the limit itself would be passed.""",
     "limits.overload_threshold": """Between 50 and 100. From there on, connections that are overdue
         by `timeouts.overload_idle` or `timeouts.overload_frame` are closed, the longest overdue
         first, until there is room again. With 100 that begins when all places are taken.""",

@@ -34,8 +34,9 @@ _DESCRIPTION: Final = (
 _COMMANDS: Final = {
     "serve": "It runs until a signal ends it, see SIGNALS.",
     "check": """Problems go to standard error, one a line, all of them at once; the exit status is
-        then 78. Certificates and keys are looked at as well; what will be trouble soon is a
-        warning. No address is bound, and a daemon that runs is not touched.""",
+        then 78. Certificates and keys are looked at as well, once the file itself is right; what
+        will be trouble soon is a warning. No address is bound, and a daemon that runs is not
+        touched.""",
     "config": "That is every key, those included that the file leaves at their defaults.",
     "schema": "Editors that know the schema complete keys and show what they mean.",
 }
@@ -70,7 +71,8 @@ _CONNECTIONS: Final = """\
     the label of `lpechod_connections_closed_total`. When `lpechod` ends a connection, a FIN follows
     the last echo; what still arrives within two seconds is read and dropped, so that no reset
     destroys an echo on its way. Only `drain_timeout`, and `overload` of whoever holds
-    most memory, close at once."""
+    most memory, close at once; and on `write_timeout` and `missing_close_notify`, echoes that
+    nobody has taken are dropped, so the last one may be cut."""
 
 _REASONS: Final = {
     CloseReason.PEER_CLOSED: "The client was done, at a frame boundary, and got every echo.",

@@ -47,6 +47,10 @@ class Bound:
     foreign: bool = False
     purpose: str = ECHO
 
+    def __post_init__(self) -> None:
+        for listener in self.listeners:
+            listener.foreign = self.foreign
+
     def describe(self) -> dict[str, Any]:
         """Return what `restore` needs; the descriptors' numbers stay the same over execve(2)."""
         return {
@@ -212,6 +216,7 @@ class Sockets:
         address = str(taker.address)
         for bound in self.bound:
             if bound.address == address:
+                listener.foreign = bound.foreign
                 bound.listeners.append(listener)
                 return
         self.bound.append(Bound(address, [listener], foreign, taker.purpose))

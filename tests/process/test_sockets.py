@@ -193,6 +193,7 @@ def test_what_is_described_is_restored(
     restored = [Bound.restore(each) for each in described]
     assert [bound.describe() for bound in restored] == described
     assert [bound.foreign for bound in restored] == [True, False, False]
+    assert [each.foreign for bound in restored for each in bound.listeners] == [True, False, False]
     assert restored[2].listeners[0].name == f"unix:{tmp_path}/s"
     for bound in restored:
         bound.close()

@@ -40,7 +40,8 @@ _MIN_WATCHDOG_SECONDS: Final = 1.0
 def _describe_defaults(schema: dict[str, Any], model: type[BaseModel]) -> None:
     """Show each default as it stands in a file, and leave out titles that only repeat the key.
 
-    A key that is absent by default has none: in TOML there is no null to write.
+    A key that is absent by default has none: in TOML there is no null to write. Bounds are put in
+    where a type has a schema of its own, for which pydantic leaves them out.
     """
     defaults = model.model_construct().model_dump(mode="json")
     for key, of in schema["properties"].items():
@@ -50,6 +51,10 @@ def _describe_defaults(schema: dict[str, Any], model: type[BaseModel]) -> None:
             of["default"] = defaults[key]
         elif "anyOf" in of:
             of.update(next(each for each in of.pop("anyOf") if each != {"type": "null"}))
+        for each in model.model_fields[key].metadata:
+            for name, keyword in (("ge", "minimum"), ("le", "maximum")):
+                if hasattr(each, name):
+                    of[keyword] = getattr(each, name)
 
 
 class Table(BaseModel):

@@ -150,7 +150,7 @@ Size: TypeAlias = Annotated[
     int,
     BeforeValidator(parse_size),
     PlainSerializer(_write_size),
-    _schema("string", "number", minimum=0, examples=["64KiB", "1MB"]),
+    _schema("string", "integer", minimum=0, examples=["64KiB", "1MB"]),
 ]
 """Bytes."""
 

@@ -311,7 +311,9 @@ def test_the_schema_takes_sizes_and_durations_as_text_or_number() -> None:
     """An editor accepts both forms a file may have, and knows the bounds of plain numbers."""
     tables = json_schema()["$defs"]
 
-    assert tables["LimitsConfig"]["properties"]["max_frame"]["type"] == ["string", "number"]
+    max_frame = tables["LimitsConfig"]["properties"]["max_frame"]
+    assert max_frame["type"] == ["string", "integer"]
+    assert (max_frame["minimum"], max_frame["maximum"]) == (1, 0xFFFFFFFF)
     assert tables["TimeoutsConfig"]["properties"]["idle"]["type"] == ["string", "number"]
     assert tables["TimeoutsConfig"]["properties"]["lifetime"]["default"] == "off"
     assert tables["ListenConfig"]["properties"]["backlog"]["maximum"] == 65535

@@ -140,8 +140,6 @@ class Acceptor(Timer):
                 are left to those who share them. None: all are served.
         """
         for listener in self._listeners:
-            if finish is not None and listener.name in finish:
-                listener.withdraw()
             if finish is None or listener.name in finish:
                 self._empty(listener)
         self.stop()

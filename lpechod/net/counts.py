@@ -50,5 +50,5 @@ class ConnectionCounts:
     tls_handshakes_delayed: int = 0
     """Those that had to wait for a place among the handshakes under way."""
     steps: int = 0
-    """Work of which no byte counts: steps of handshakes that had some, and reads that drop some."""
+    """Work of which no byte counts: steps of handshakes, and reads of TLS without plaintext."""
     durations: Histogram = field(default_factory=lambda: Histogram(0.01, 25))

@@ -80,11 +80,10 @@ class Listener:
 
     Attributes:
         entrance: what it demands of clients.
-        foreign: whether somebody else goes on with the socket when we have closed it.
         inode: as above. A file of another is somebody else's.
     """
 
-    __slots__ = ("_path", "entrance", "foreign", "inode", "name", "socket")
+    __slots__ = ("_path", "entrance", "inode", "name", "socket")
 
     def __init__(
         self,
@@ -98,7 +97,6 @@ class Listener:
             # Connections inherit it: one system call less for each of them (tcp(7)).
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.entrance: Entrance = OPEN_TO_ALL
-        self.foreign = False
         self.name = _name(self.socket)
         self._path = path
         if inode is None and path is not None:
@@ -124,12 +122,12 @@ class Listener:
 
         Whoever the kernel queues between the last accept(2) and close(2) is reset. So before the
         queue is emptied for the last time, the socket is bound to an interface that does not exist,
-        on which no packet comes. Linux only; no privilege is needed.
+        on which no packet comes. That holds for every process that has the socket, and can't be
+        taken back. Linux only; no privilege is needed.
         """
-        if sys.platform != "linux" or self.socket.family == socket.AF_UNIX or self.foreign:
-            return
-        with contextlib.suppress(OSError):  # Before Linux 5.7, it took a privilege.
-            self.socket.setsockopt(socket.SOL_SOCKET, _SO_BINDTOIFINDEX, _NO_INTERFACE)
+        if sys.platform == "linux" and self.socket.family != socket.AF_UNIX:
+            with contextlib.suppress(OSError):  # Before Linux 5.7, it took a privilege.
+                self.socket.setsockopt(socket.SOL_SOCKET, _SO_BINDTOIFINDEX, _NO_INTERFACE)
 
     def share_port(self, shared: bool) -> None:
         """Let an overlapping address be bound, such as ``[::]`` beside ``127.0.0.1``, or not.

@@ -16,10 +16,12 @@ What it says of errors (SSL_get_error(3)) becomes three things: `BLOCKED`, which
 direction (`TlsTransport.crossed`); `PeerGoneError`, as without TLS; and `StreamError`.
 """
 
+import contextlib
 import fcntl
 import os
 import socket
 import ssl
+import sys
 import termios
 from collections.abc import Iterator, Sequence
 from typing import Protocol, cast
@@ -51,6 +53,9 @@ _HINTS = {
     "RECORD_LAYER_FAILURE": "what it sends is no TLS",  # The same, from OpenSSL 3.2 on.
 }
 
+
+_KEY_UPDATE_BYTES = (22).to_bytes(2, "big")
+"""As a record has it: 5 of the message, 1 of its kind, 16 of the tag (RFC 8446, 4.6.3, 5.2)."""
 
 _CUT_OFF = "UNEXPECTED_EOF_WHILE_READING"
 """A reason of OpenSSL 3 that is an error of its own kind only from Python 3.11.3 on."""
@@ -166,6 +171,9 @@ class TlsTransport:
             return self._discard(buffer)
         if self._failure is not None:
             raise self._failure
+        if self.refused and self._may_be_key_update():
+            self.crossed |= WRITABLE
+            return BLOCKED
         self.more = False
         try:
             count = stream.read(len(buffer), buffer)
@@ -178,10 +186,12 @@ class TlsTransport:
         """Go on with receiving, behind ``count`` bytes of a first record; return the new count.
 
         Mostly the kernel has no other record behind one that is not full; if it has, the poller
-        will tell.
+        will tell. While a record is refused, each has to be looked at before.
         """
         room, size, read = len(buffer), count, stream.read
         least = 1 if self.eager else RECORD_BYTES
+        if self.refused:
+            least = sys.maxsize
         try:
             while size >= least and count < room:
                 size = read(RECORD_BYTES, buffer[count:])
@@ -302,6 +312,16 @@ class TlsTransport:
         if room < 2 * size or fcntl.ioctl(self.fd, termios.TIOCOUTQ, _NOTHING) != _NOTHING:
             return RECORD_BYTES
         return size // RECORD_BYTES * RECORD_BYTES
+
+    def _may_be_key_update(self) -> bool:
+        """Tell whether the next record has the size of one, which is all that can be seen of it.
+
+        OpenSSL answers one when the next one comes. If it can't, as a record of another kind has
+        been refused, that ends the stream ("bad length"). So they wait until there is room.
+        """
+        with contextlib.suppress(BlockingIOError):
+            return self._socket.recv(5, socket.MSG_PEEK)[3:] == _KEY_UPDATE_BYTES
+        return False
 
     def _discard(self, buffer: memoryview) -> int:
         """Receive what nobody will decrypt, so that it does not count."""

@@ -10,10 +10,13 @@ where others are not: OpenSSL leaves unread records in the kernel, and so the ke
 of them.
 """
 
+import ssl
+
 from lpechod.engine.poller import READABLE, WRITABLE
 from lpechod.net.connection import Connection
 from lpechod.net.steady import SteadyConnection
 from lpechod.net.tls import Stream, TlsTransport
+from lpechod.net.transport import BLOCKED
 from lpechod.wire.states import State
 
 
@@ -32,8 +35,6 @@ class TlsConnection(SteadyConnection):
     def on_ready(self, mask: int, now: float) -> None:
         """Handle readiness, and come again for what the poller does not see."""
         transport = self._transport
-        if transport.stream is None and transport.waiting():
-            self._host.counts.steps += 1  # To drop what comes behind the stream's end is work.
         crossed = transport.crossed
         if crossed:
             transport.crossed = 0
@@ -54,6 +55,17 @@ class TlsConnection(SteadyConnection):
         except Exception as error:  # noqa: BLE001 - a defect ends its own connection only.
             self.on_failure(error, now)
         self._follow_up(0)
+
+    def fail(self, error: OSError, now: float) -> None:
+        """Act on an error that receiving has met; a part of a record is none."""
+        if isinstance(error, ssl.SSLWantReadError):
+            self._host.counts.steps += 1
+        super().fail(error, now)
+
+    def _take(self, count: int, now: float) -> None:
+        if count == BLOCKED and not self._transport.crossed:
+            self._host.counts.steps += 1  # For a part of a record, or for what is dropped.
+        super()._take(count, now)
 
     def keep(self, echo: memoryview, sent: int, now: float, error: OSError | None = None) -> None:
         """Keep an echo that the kernel has not taken; OpenSSL has, and is to be given it again."""

@@ -44,12 +44,7 @@ class TlsHandshake:
         try:
             interest = self._transport.shake_hands()
         except OSError as error:
-            problem = failure(error)
-            if isinstance(problem, StreamError):
-                cut_off = problem.reason is CloseReason.MISSING_CLOSE_NOTIFY
-                text = "the handshake is cut off" if cut_off else str(problem)
-                raise HandshakeError(CloseReason.TLS_ERROR, text) from error
-            raise problem from error
+            raise _refusal(error) from error
         if interest is None:
             self._gate.leave(self)
             self._counts.tls_handshakes["completed"] += 1
@@ -65,3 +60,16 @@ class TlsHandshake:
             results["timed_out"] += 1
         else:
             results["abandoned"] += 1
+
+
+def _refusal(error: OSError) -> Exception:
+    """Return what to raise for an error of OpenSSL's.
+
+    A local variable for it in the frame that raises it would be a cycle, by its traceback.
+    """
+    problem = failure(error)
+    if not isinstance(problem, StreamError):
+        return problem
+    cut_off = problem.reason is CloseReason.MISSING_CLOSE_NOTIFY
+    text = "the handshake is cut off" if cut_off else str(problem)
+    return HandshakeError(CloseReason.TLS_ERROR, text)

@@ -68,7 +68,7 @@ class MetricsEndpoint(Timer):
 
     def finish(self, listeners: list[Listener]) -> None:
         """Serve what waits in the queues of other listeners, and close those."""
-        self._accept_from(listeners).drain([listener.name for listener in listeners])
+        self._accept_from(listeners).drain()
 
     def pause(self, on_quiet: Callable[[], None]) -> None:
         """Accept nobody until `start`, and see the present clients off.

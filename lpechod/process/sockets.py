@@ -47,10 +47,6 @@ class Bound:
     foreign: bool = False
     purpose: str = ECHO
 
-    def __post_init__(self) -> None:
-        for listener in self.listeners:
-            listener.foreign = self.foreign
-
     def describe(self) -> dict[str, Any]:
         """Return what `restore` needs; the descriptors' numbers stay the same over execve(2)."""
         return {
@@ -216,7 +212,6 @@ class Sockets:
         address = str(taker.address)
         for bound in self.bound:
             if bound.address == address:
-                listener.foreign = bound.foreign
                 bound.listeners.append(listener)
                 return
         self.bound.append(Bound(address, [listener], foreign, taker.purpose))
@@ -275,6 +270,16 @@ class Sockets:
         for bound in self.bound:
             for listener in bound.listeners if not bound.foreign else ():
                 notifier.store(descriptor_name(listener.name), listener.socket.fileno())
+
+    def withdraw_gone(self) -> None:
+        """Have new clients go elsewhere than to the sockets that nobody wants any more.
+
+        Not those of a socket unit, which goes on with them.
+        """
+        for bound in self.gone:
+            if not bound.foreign:
+                for listener in bound.listeners:
+                    listener.withdraw()
 
     def close_gone(self, notifier: Notifier) -> list[str]:
         """Close the sockets that nobody wants, here and in the service manager's store.

@@ -216,6 +216,7 @@ class Supervisor:
             return  # A rehearsal counts on what is held; the new program settles all, or its end.
         self._unsettled = False
         gone = self._sockets.gone
+        self._sockets.withdraw_gone()
         self._endpoint.finish(
             [each for bound in gone if bound.purpose == METRICS for each in bound.listeners]
         )

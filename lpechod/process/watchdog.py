@@ -9,8 +9,6 @@ worker gives one, too. The supervisor kills a hanging worker well before systemd
 them all, runs out of patience (systemd.service(5), WatchdogSec=).
 """
 
-import math
-
 from lpechod.engine.loop import Loop
 from lpechod.engine.wheel import Timer
 from lpechod.net.eventlog import EventLog
@@ -61,9 +59,10 @@ class Watchdog(Timer):
         self._notifier = notifier
         self._loop = loop
         self._log = log
-        # The first look feeds it: a reload begins here anew, and one may follow the other.
-        self._fed_at = -math.inf
-        self._due_at = loop.now
+        self._fed_at = self._due_at = loop.now
+        if self._manager_s is not None:
+            # A reload begins here anew, and one may follow the other for longer than its patience.
+            notifier.feed_watchdog()
         self._schedule(loop.now)
 
     def on_deadline(self, now: float) -> None:

@@ -90,17 +90,6 @@ def test_who_withdraws_keeps_those_who_wait(narrow: Listener, wide: Listener) ->
                 accepted.close()
 
 
-def test_a_socket_of_somebody_else_is_not_withdrawn(narrow: Listener, wide: Listener) -> None:
-    """A socket that somebody else goes on with gets its clients as before."""
-    narrow.foreign = True
-    narrow.withdraw()
-    with EchoClient(f"127.0.0.1:{port_of(narrow)}"):
-        accepted, _ = narrow.socket.accept()
-        accepted.close()
-    with pytest.raises(BlockingIOError):
-        wide.socket.accept()
-
-
 def test_none_listens_before_all_are_bound(monkeypatch: pytest.MonkeyPatch, wide: Listener) -> None:
     """While a name is looked up, the clients of a wider address come to whoever listens there."""
     port = port_of(wide)

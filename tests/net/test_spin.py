@@ -15,7 +15,7 @@ from lpechod.net.entrance import Entrance
 from lpechod.net.spin import SPIN_TURNS_PER_SECOND, SpinDetector, _describe
 from tests.net.conftest import Serve
 from tests.net.harness import SECURED, EchoServer, KernelBuffers, body_of, frame
-from tests.net.tlswire import dial, hello
+from tests.net.tlswire import dial, hello, meet, seal
 
 Stuck = Callable[[], int]
 
@@ -239,6 +239,16 @@ class TestNoSpinOverTls:
 
         assert heart.server.turns > 1.2 * SPIN_TURNS_PER_SECOND
         assert heart.detector.spins == 0
+
+    def test_a_record_in_pieces(self, heart: Heartbeat) -> None:
+        """Nor does one that sends a record byte by byte."""
+        client = meet(heart.server)
+        record = iter(seal(client, frame(body_of(8000))))
+        heart.turn(1.2, 5000, lambda: client.socket.send(bytes([next(record)])))
+
+        assert heart.server.turns > 1.2 * SPIN_TURNS_PER_SECOND
+        assert heart.detector.spins == 0
+        client.socket.send(bytes(record))
 
     def test_handshakes(self, heart: Heartbeat) -> None:
         """Nor do clients that send their first flight byte by byte."""

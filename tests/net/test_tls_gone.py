@@ -1,12 +1,15 @@
 """Clients that are gone before their handshake has begun: their descriptors stay theirs."""
 
+import gc
 import socket
 import struct
 
 import pytest
 
 from lpechod.engine.poller import available
+from lpechod.net.connection import Connection
 from lpechod.net.entrance import Entrance
+from lpechod.net.tls import TlsTransport
 from tests.net.conftest import Serve
 from tests.net.harness import SECURED, EchoServer, TlsClient
 from tests.net.tlswire import HELLO, dial, results, shake
@@ -45,6 +48,22 @@ def test_a_reset_before_the_first_step(serve: Serve) -> None:
     assert server.closed(client)["reason"] == "reset"
     assert results(server) == {"abandoned": 1}
     assert sources(server) == set()
+
+
+def test_it_leaves_no_garbage(serve: Serve) -> None:
+    """All that was made for such a client is freed at once, and not when cycles are looked for."""
+    server = serve()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            client = dial(server)
+            reset(client)
+            server.closed(client)
+        kinds = (Connection, TlsTransport)
+        assert not [each for each in gc.get_objects() if isinstance(each, kinds)]
+    finally:
+        gc.enable()
 
 
 def test_whoever_comes_in_the_same_turn(serve: Serve) -> None:

@@ -92,7 +92,6 @@ def test_what_serves_is_inherited(notifier: Notifier, log: RecordingLog, tmp_pat
     assert log.lines == []
     assert {bound.address for bound in sockets.bound} == set(addresses)
     assert all(bound.foreign for bound in sockets.bound)
-    assert all(listener.foreign for bound in sockets.bound for listener in bound.listeners)
     assert missing(wanted, sockets.addresses) == []
     sockets.assign(wanted)
     assert [each.socket.fileno() for each in sockets.listeners(ECHO)] == fds[:2]

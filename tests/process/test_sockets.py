@@ -1,6 +1,7 @@
 """The daemon's listening sockets, real ones: bound, assigned, stored, handed on, let go."""
 
 import os
+import socket
 import ssl
 import stat
 from collections import Counter
@@ -193,7 +194,6 @@ def test_what_is_described_is_restored(
     restored = [Bound.restore(each) for each in described]
     assert [bound.describe() for bound in restored] == described
     assert [bound.foreign for bound in restored] == [True, False, False]
-    assert [each.foreign for bound in restored for each in bound.listeners] == [True, False, False]
     assert restored[2].listeners[0].name == f"unix:{tmp_path}/s"
     for bound in restored:
         bound.close()
@@ -235,6 +235,25 @@ def test_files_stay_if_somebody_has_a_copy(tmp_path: Path, keep: bool) -> None:
         sockets.keep_files()
     close(sockets)
     assert path.exists() is keep
+
+
+def test_only_our_own_sockets_are_withdrawn(notifier: Notifier, log: RecordingLog) -> None:
+    """Of the sockets that nobody wants, those of a socket unit get clients as before."""
+    made = listening("127.0.0.1:0")
+    sockets = Sockets()
+    wanted = want(name_of(made))
+    sockets.inherit([passed(made)], wanted, notifier, log)
+    sockets.bound += bind(want("127.0.0.1:0", "[::1]:0"))
+    sockets.assign([])
+    sockets.withdraw_gone()
+    (foreign,), *ours = [bound.listeners for bound in sockets.gone]
+    with socket.create_connection(foreign.socket.getsockname()[:2]):
+        foreign.socket.accept()[0].close()
+    for listener in (each for listeners in ours for each in listeners):
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(listener.socket.getsockname()[:2])
+    for bound in sockets.gone:
+        bound.close()
 
 
 def test_a_worker_keeps_what_it_accepts_from(tmp_path: Path) -> None:

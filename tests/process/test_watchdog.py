@@ -94,8 +94,8 @@ def test_who_stood_still_itself_blames_nobody(stack: ExitStack) -> None:
     assert all(later - earlier >= 0.35 for earlier, later in pairwise(looks))
 
 
-def test_the_first_look_feeds_the_manager(stack: ExitStack, tmp_path: Path) -> None:
-    """A program that has just begun, as after each reload, does not wait to give a sign of life."""
+def test_it_begins_with_a_sign_of_life(stack: ExitStack, tmp_path: Path) -> None:
+    """A program that has just begun, as after each reload, does not wait to give one."""
     manager = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
     manager.bind(str(tmp_path / "notify"))
     manager.setblocking(False)
@@ -103,7 +103,4 @@ def test_the_first_look_feeds_the_manager(stack: ExitStack, tmp_path: Path) -> N
     notifier = Notifier(str(tmp_path / "notify"))
     stack.callback(notifier.close)
     Watchdog(hung.workers, 10.0, 30.0, notifier, hung.loop, hung.log)
-    end = hung.clock.now + 1.0
-    while hung.clock.now < end:
-        hung.loop.turn()
     assert manager.recv(100) == b"WATCHDOG=1"

@@ -1,5 +1,7 @@
 """A daemon whose loop spins, because the kernel says one thing and does another."""
 
+import os
+import signal
 from pathlib import Path
 
 from tests.system.daemon import Daemon, frame
@@ -23,5 +25,9 @@ def test_a_spin_is_logged_once_and_counted(tmp_path: Path) -> None:
         assert len(line["descriptors"]) == 1
         assert line["masks"] == ["readable"]
 
+        # The line comes before the numbers are shown, and what a worker leaves behind is all of it.
+        (worker,) = daemon.workers()
+        os.kill(worker, signal.SIGTERM)
+        daemon.wait_for("worker_ended", worker=worker)
         assert daemon.metric("lpechod_loop_spins_total") >= 1
     assert len(daemon.events("loop_spinning")) == 1

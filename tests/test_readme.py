@@ -76,7 +76,7 @@ def test_the_table_of_figures_is_of_the_benchmark() -> None:
     ]
 
     assert [row[0] for row in rows] == [workload.name for workload in WORKLOADS]
-    assert {len(row) for row in rows} == {7}
+    assert {len(row) for row in rows} == {8}
     assert all(re.search(r"\d", cell) for row in rows for cell in row)
 
 

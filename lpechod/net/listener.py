@@ -32,6 +32,11 @@ _UNIX_HINTS = {
     errno.ENOENT: "the directory has to exist",
 }
 
+_SO_BINDTOIFINDEX = getattr(socket, "SO_BINDTOIFINDEX", 62)
+"""Python has it from 3.14 on."""
+
+_NO_INTERFACE = 0x7FFF_FFFF
+
 
 @dataclass(frozen=True, slots=True)
 class ListenerSettings:
@@ -50,12 +55,6 @@ class ListenError(Exception):
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems))
         self.problems = problems
-
-
-_SO_BINDTOIFINDEX = getattr(socket, "SO_BINDTOIFINDEX", 62)
-"""Python has it from 3.14 on."""
-
-_NO_INTERFACE = 0x7FFF_FFFF
 
 
 class ListeningSocket(socket.socket):

@@ -240,7 +240,7 @@ class Segment:
             SegmentFullError: no slot is free.
             OSError: there is no memory for it.
         """
-        states = self._states()
+        states = self._column(_STATE, self._words[_MARK])
         index = states.index(SlotState.FREE) if SlotState.FREE in states else len(states)
         if index == self._slots:
             raise SegmentFullError(f"all {self._slots} slots are in use")
@@ -272,10 +272,6 @@ class Segment:
         mark = self._words[_MARK]  # Read once: the supervisor may raise it at any moment.
         return self._column(_STATE, mark), self._column(_BEATS, mark)
 
-    def slots(self) -> list[Slot]:
-        """Return the slots that are not free, in order."""
-        return [self._slot(index) for index, state in enumerate(self._states()) if state]
-
     @property
     def retired(self) -> Totals:
         """What ended workers have counted. Only the supervisor may set it."""
@@ -295,10 +291,6 @@ class Segment:
 
     def _slot(self, index: int) -> Slot:
         return Slot(self._words, self._start + index * self._step, index, self._shape)
-
-    def _states(self) -> list[int]:
-        """Read the state of each slot below the high-water mark."""
-        return self._column(_STATE, self._words[_MARK])
 
     def _column(self, word: int, slots: int) -> list[int]:
         """Read one word of each of so many slots."""

@@ -22,6 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from lpechod.ops.counters import Totals
 from lpechod.ops.segment import Segment, SegmentFullError, Slot, SlotState
+from tests.segments import occupied
 
 LAYOUT = Totals.layout()
 SIZE = sum(length for _, length in LAYOUT)
@@ -148,7 +149,7 @@ class Slots(RuleBasedStateMachine):
         """Every slot in use is found, in order, with what it holds."""
         found = [
             (slot.index, [slot.state, slot.beats, slot.active, slot.totals()])
-            for slot in self.segment.slots()
+            for slot in occupied(self.segment)
         ]
         assert found == sorted(self.used.items())
         assert self.segment.retired == self.retired
@@ -181,7 +182,7 @@ def test_only_slots_in_use_take_memory(segment: Segment) -> None:
     """Neither creating nor listing touches slots that were never claimed."""
     for _ in range(3):
         segment.claim()
-    assert len(segment.slots()) == 3
+    assert len(occupied(segment)) == 3
     Segment.adopt(os.dup(segment.fd)).close()
     assert os.fstat(segment.fd).st_blocks * 512 == 5 * mmap.PAGESIZE
 
@@ -263,7 +264,7 @@ def test_segment_of_another_version(layout: Layout, data: st.DataObject) -> None
     assert mark == 2
     words = [SlotState.DRAINING, 1, 5, 6, 0, 0, 0, 0, *[77] * size, *values]
     os.pwrite(fd, array("q", words).tobytes(), head + 2 * step)
-    slot = segment.slots()[1]
+    slot = occupied(segment)[1]
     assert (slot.state, slot.beats, slot.active) == (SlotState.DRAINING, 5, 6)
     assert slot.totals().to_integers() == by_name(layout, LAYOUT, values)
 
@@ -360,7 +361,8 @@ def test_a_new_program_adopts_it(segment: Segment) -> None:
         import sys
         from lpechod.ops.segment import Segment
         segment = Segment.adopt(int(sys.argv[1]))
-        [slot] = segment.slots()
+        [state], _ = segment.signs()
+        slot = segment.slot(0)
         print(segment.is_current, slot.index, slot.state.name, slot.beats, slot.active)
         print(slot.totals().to_integers() + segment.retired.to_integers())
         segment.claim().active = 9
@@ -375,7 +377,7 @@ def test_a_new_program_adopts_it(segment: Segment) -> None:
     )
     numbers = rising(7).to_integers() + rising(8).to_integers()
     assert ran.stdout == f"True 0 READY 5 6\n{numbers}\n"
-    assert [(each.index, each.active) for each in segment.slots()] == [(0, 6), (1, 9)]
+    assert [(each.index, each.active) for each in occupied(segment)] == [(0, 6), (1, 9)]
 
 
 def test_close() -> None:
@@ -393,6 +395,6 @@ def test_close() -> None:
     segment.close()
     with pytest.raises(ValueError, match="released"):
         slot.active = 1
-    assert [each.index for each in other.slots()] == [0]
+    assert [each.index for each in occupied(other)] == [0]
     other.close()
     assert held() == before

@@ -22,6 +22,7 @@ from lpechod.ops.segment import Segment, Slot
 from lpechod.process.workers import MAX_FAILED_STARTS, Child, Workers
 from tests.fake_time import FakeClock, FakeTimePoller
 from tests.net.harness import RecordingLog
+from tests.segments import occupied
 
 # Python 3.12 and later count threads; the only other one is pytest's, and a child is never Python's
 # again once it blocks.
@@ -287,7 +288,7 @@ def test_fork_that_fails_is_tried_again(
     assert len(it.children) == count
     assert it.calls == ["settled"]
     assert it.workers.restarts == 0
-    assert len(it.segment.slots()) == count
+    assert len(occupied(it.segment)) == count
 
 
 def out_of_processes() -> int:
@@ -313,7 +314,7 @@ def test_fork_that_always_fails_is_hopeless(family: Make, monkeypatch: pytest.Mo
 
     assert it.loop.timers == 0
     assert it.children == []
-    assert it.segment.slots() == []
+    assert occupied(it.segment) == []
 
 
 def test_one_death_is_one_restart_even_if_fork_fails(
@@ -349,7 +350,7 @@ def test_nobody_is_replaced_after_a_drain(family: Make) -> None:
     assert it.loop.timers == 0
     assert it.children == []
     assert it.log.of("worker_ended") == [{"worker": last.pid}]
-    assert it.segment.slots() == []
+    assert occupied(it.segment) == []
 
 
 def test_who_asks_to_leave_is_told_to_drain_after_its_successor_is_ready(family: Make) -> None:
@@ -401,7 +402,7 @@ def test_a_long_line_of_deaths_leaves_nothing_open(family: Make) -> None:
             it.wait_for_start()
         it.hear()
     assert set(Path("/proc/self/fd").iterdir()) == before
-    assert len(it.segment.slots()) == 2
+    assert len(occupied(it.segment)) == 2
 
 
 def test_each_child_has_a_row_of_the_census(family: Make) -> None:
@@ -456,7 +457,7 @@ def test_a_census_without_room_is_a_failed_start(family: Make) -> None:
     it.workers.start()
 
     assert it.children == []
-    assert it.segment.slots() == []
+    assert occupied(it.segment) == []
     assert "census" in str(it.log.of("worker_start_failed")[0]["problem"])
     os.pwrite(it.census.fd, bytes(Census.ROWS), mmap.PAGESIZE)
     it.wait_for_start()

@@ -82,6 +82,7 @@ class Acceptor(Timer):
         "_started",
         "_watched",
         "_welcome",
+        "on_giving_way",
     )
 
     def __init__(
@@ -104,6 +105,8 @@ class Acceptor(Timer):
         self._reason: str | None = None
         self._gives_way = False
         self._watched = False
+        self.on_giving_way: Callable[[bool], None] = lambda _gives_way: None
+        """Called with True when this worker has begun to give way, with False when it is over."""
 
     @property
     def accepting(self) -> bool:
@@ -145,7 +148,8 @@ class Acceptor(Timer):
         self.stop()
         self._loop.cancel(self)
         self._reason = None
-        self._gives_way = False
+        if self._gives_way:
+            self._set_giving_way(False)
         for listener in self._listeners:
             listener.close()
         self._listeners = []
@@ -190,12 +194,11 @@ class Acceptor(Timer):
     def rejoin(self) -> None:
         """Go on if this worker gives way and need not any more.
 
-        To be called at each heartbeat, and after each close: in a burst of short connections every
-        worker is ahead in turn, and all of them would wait for the next heartbeat of one.
+        To be called at each heartbeat, after each close, and when another begins to give way: in a
+        burst every worker is ahead in turn, and all of them would wait for a heartbeat of one.
         """
         if self._gives_way and (self._allowance is None or self._allowance() > 0):
-            self._gives_way = False
-            self._watch()
+            self._set_giving_way(False)
 
     def fail(self, error: Exception) -> None:
         """Report a defect, and suspend: trying at once would meet it again."""
@@ -210,8 +213,12 @@ class Acceptor(Timer):
     def _give_way(self) -> None:
         self._counts.accept_pauses["balance"] += 1
         self._log.debug("accept_left_to_others")
-        self._gives_way = True
+        self._set_giving_way(True)
+
+    def _set_giving_way(self, gives_way: bool) -> None:
+        self._gives_way = gives_way
         self._watch()
+        self.on_giving_way(gives_way)
 
     def _watch(self) -> None:
         """Watch the listeners, or do not, as things stand."""

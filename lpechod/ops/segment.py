@@ -9,7 +9,7 @@ memory when it is claimed. It holds words of 64 bits, in the byte order of the m
               bytes of the layout, and the layout itself: JSON of `Totals.layout`
     retired   a slot that only the supervisor writes
     slots     each: state, snapshots published, heartbeats, open connections, row of the census
-              plus 1 or zero for none, three spare words, and two banks of integers
+              plus 1 or zero for none, whether it waits, two spare words, and two banks of integers
 
 That, but for the layout, and the values of `SlotState` are the format. Invariants:
 
@@ -44,7 +44,7 @@ _FORMAT = 1
 
 # Places of words, in the header and in a slot.
 _MARK, _LAYOUT = 5, 7
-_STATE, _SHOWN, _BEATS, _ACTIVE, _ROW, _BANKS = 0, 1, 2, 3, 4, 8
+_STATE, _SHOWN, _BEATS, _ACTIVE, _ROW, _WAITS, _BANKS = 0, 1, 2, 3, 4, 5, 8
 
 _WORD = 8
 _MAX = 2**63 - 1
@@ -123,6 +123,15 @@ class Slot:
     def show_active(self, active: int) -> None:
         """Set `active`: a method, for whoever calls back."""
         self._words[self._active] = active
+
+    @property
+    def waits(self) -> bool:
+        """Whether the worker leaves new connections to the others, until one wakes it."""
+        return self._words[self._start + _WAITS] != 0
+
+    @waits.setter
+    def waits(self, waits: bool) -> None:
+        self._words[self._start + _WAITS] = waits
 
     @property
     def row(self) -> int | None:

@@ -11,6 +11,7 @@ the others' heartbeats are compared at each own one, so a machine that was suspe
 finds nobody stale.
 """
 
+import operator
 import sys
 
 from lpechod.ops.segment import Segment, Slot, SlotState
@@ -29,6 +30,9 @@ _HEAD_START_SHARE = 8
 """A worker may be ahead by 8 connections and an eighth of what the least loaded one has. Less makes
 short-lived connections wait for a worker that is busy; with this, four workers that share 400
 hold 86 to 105 of them."""
+
+
+_active = operator.attrgetter("active")
 
 
 class Siblings:
@@ -99,6 +103,12 @@ class Siblings:
             return sys.maxsize
         least = min(slot.active for slot in self._peers)
         return least + _HEAD_START + least // _HEAD_START_SHARE - self._own.active
+
+    def next_waits(self) -> bool:
+        """Return whether the least loaded one leaves connections to others, as this one does."""
+        if not self._peers:
+            return False
+        return min(self._peers, key=_active).waits
 
     def connections(self) -> int:
         """Return how many connections the others hold, draining ones included."""

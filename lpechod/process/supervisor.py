@@ -31,6 +31,7 @@ from lpechod.ops.logs import Log
 from lpechod.ops.metrics import Standing
 from lpechod.ops.segment import Segment, Slot
 from lpechod.ops.validity import certificate_expiry
+from lpechod.process.bell import Bell
 from lpechod.process.ending import Ending
 from lpechod.process.handover import Handover, hand_over
 from lpechod.process.rehearsal import Rehearsal
@@ -99,6 +100,7 @@ class Supervisor:
         self._reloaded_at = clock.wall() if reloaded_at is None else reloaded_at
         self._rehearsal: Rehearsal | None = None
         self._status = 0
+        self._bell = Bell()
         self.workers = Workers(
             self._workers_wanted, segment, self._become_worker, loop, log, restarts or 0, census
         )
@@ -139,6 +141,7 @@ class Supervisor:
         self._endpoint.close()
         self._sockets.close(METRICS)  # A reload that has not settled leaves some.
         self._loop.close()
+        self._bell.close()
         self._notifier.flush()
         for number in HANDLED_SIGNALS:
             # One that comes now must not change the exit status. On its way out, the interpreter
@@ -188,6 +191,7 @@ class Supervisor:
                 self._segment,
                 slot,
                 line,
+                self._bell,
                 self._census,
             )
         except BaseException:  # noqa: BLE001 - the stack below is the supervisor's.

@@ -26,6 +26,8 @@ from lpechod.ops.config import Config
 from lpechod.ops.counters import Totals, TurnWatch, gather
 from lpechod.ops.logs import Log, open_log
 from lpechod.ops.segment import Segment, Slot, SlotState
+from lpechod.process.balance import Balance
+from lpechod.process.bell import Bell
 from lpechod.process.lifeline import Lifeline, Message
 from lpechod.process.privileges import drop_capabilities
 from lpechod.process.siblings import Siblings
@@ -47,6 +49,7 @@ class Worker(Timer):
         segment: the shared memory.
         slot: its part of that.
         line: its end of the line to the supervisor.
+        bell: wakes workers that wait for others.
         log: where to write.
         census: where workers count their clients for each other, if any do.
     """
@@ -58,6 +61,7 @@ class Worker(Timer):
         segment: Segment,
         slot: Slot,
         line: socket.socket,
+        bell: Bell,
         log: Log,
         census: Census | None = None,
     ) -> None:
@@ -92,6 +96,7 @@ class Worker(Timer):
             self._log,
             allowance=self._siblings.allowance,
         )
+        self._balance = Balance(self._acceptor, self._siblings, slot, bell, self._loop)
         self._spin = SpinDetector(self._loop, self._service, self._log)
         self._bulletin = Bulletin(slot, self._loop, self._service, self._totals)
         self._line = Lifeline(line, self._loop, self._obey, self._orphaned)
@@ -194,6 +199,7 @@ def run_worker(
     segment: Segment,
     slot: Slot,
     line: socket.socket,
+    bell: Bell,
     census: Census | None = None,
 ) -> int:
     """Be a worker; called in a process of its own, in which the signals are still blocked.
@@ -204,6 +210,7 @@ def run_worker(
         segment: the shared memory.
         slot: its part of that.
         line: its end of the line to the supervisor.
+        bell: wakes workers that wait for others; made before the first of them.
         census: where workers count their clients for each other, if any do.
 
     Returns:
@@ -215,7 +222,7 @@ def run_worker(
     own_log = open_worker_log(config)
     try:
         drop_capabilities(own_log)
-        worker = Worker(config, listeners, segment, slot, line, own_log, census)
+        worker = Worker(config, listeners, segment, slot, line, bell, own_log, census)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED_SIGNALS)
         worker.run()
     except Exception as error:  # noqa: BLE001 - the process ends, and its log says why.

@@ -89,7 +89,7 @@ class Slots(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.segment = Segment.create()
-        self.used: dict[int, list[Any]] = {}  # By index: state, beats, active, totals.
+        self.used: dict[int, list[Any]] = {}  # By index: state, beats, active, waits, totals.
         self.retired = Totals()
 
     def teardown(self) -> None:
@@ -106,14 +106,23 @@ class Slots(RuleBasedStateMachine):
         """The free slot of the lowest index is taken, and nothing of its former user is left."""
         slot = self.segment.claim()
         assert slot.index == next(index for index in count() if index not in self.used)
-        self.used[slot.index] = [SlotState.STARTING, 0, 0, Totals()]
+        self.used[slot.index] = [SlotState.STARTING, 0, 0, False, Totals()]
 
     @precondition(lambda self: self.used)
-    @rule(data=st.data(), state=st.sampled_from(list(SlotState)[1:]), beats=BIG, active=BIG)
-    def store(self, data: st.DataObject, state: SlotState, beats: int, active: int) -> None:
-        """State, beats and open connections are stored."""
+    @rule(
+        data=st.data(),
+        state=st.sampled_from(list(SlotState)[1:]),
+        beats=BIG,
+        active=BIG,
+        waits=st.booleans(),
+    )
+    def store(
+        self, data: st.DataObject, state: SlotState, beats: int, active: int, waits: bool
+    ) -> None:
+        """State, beats, open connections and whether it waits are stored."""
         slot, held = self.any_slot(data)
-        slot.state, slot.beats, slot.active = held[:3] = [state, beats, active]
+        held[:4] = [state, beats, active, waits]
+        slot.state, slot.beats, slot.active, slot.waits = state, beats, active, waits
 
     @precondition(lambda self: self.used)
     @rule(data=st.data(), number=st.integers(0, 2**63 - 1 - SIZE), times=st.integers(1, 3))
@@ -122,14 +131,14 @@ class Slots(RuleBasedStateMachine):
         slot, held = self.any_slot(data)
         for each in reversed(range(times)):
             slot.publish(rising(max(0, number - each)))
-        held[3] = rising(number)
+        held[4] = rising(number)
 
     @precondition(lambda self: self.used)
     @rule(data=st.data())
     def retire(self, data: st.DataObject) -> None:
         """A worker ends: its totals are kept and its slot is free."""
         slot, held = self.any_slot(data)
-        kept = [min(n, 2**63 - 1) for n in Totals.sum([self.retired, held[3]]).to_integers()]
+        kept = [min(n, 2**63 - 1) for n in Totals.sum([self.retired, held[4]]).to_integers()]
         self.segment.retired = Totals.sum([self.segment.retired, slot.totals()])
         self.segment.release(slot)
         self.retired = Totals.from_integers(LAYOUT, kept)
@@ -148,7 +157,7 @@ class Slots(RuleBasedStateMachine):
     def all_is_as_it_should_be(self) -> None:
         """Every slot in use is found, in order, with what it holds."""
         found = [
-            (slot.index, [slot.state, slot.beats, slot.active, slot.totals()])
+            (slot.index, [slot.state, slot.beats, slot.active, slot.waits, slot.totals()])
             for slot in occupied(self.segment)
         ]
         assert found == sorted(self.used.items())

@@ -183,6 +183,15 @@ def test_short_connections_do_not_wait_for_each_other(tmp_path: Path) -> None:
         crowd.burst(1000, patience=1, staying=False)
 
 
+@pytest.mark.parametrize("workers", [2, 4])
+def test_who_stays_does_not_wait_either(tmp_path: Path, workers: int) -> None:
+    """Of 1,500 clients that come at once and stay, each is served in time."""
+    config = f"[server]\nworkers = {workers}\n"
+    with Daemon(tmp_path, config) as daemon, Crowd(daemon) as crowd:
+        crowd.look_around()
+        crowd.burst(1500, patience=1)
+
+
 def test_giving_way_is_counted(tmp_path: Path) -> None:
     """A worker that leaves a connection to others counts a pause for balance."""
     pauses = "lpechod_accept_pauses_total"

@@ -1,0 +1,67 @@
+"""Has workers take turns: one that gives way wakes the one that it gives way to.
+
+Who is ahead leaves the queue alone until it is no longer (`lpechod.process.siblings`), and the one
+that is behind may be waiting as well: it was ahead a moment ago. In a burst they would wait for
+each other again and again, until a heartbeat of one. Invariant: after each giving way, the worker
+with the fewest connections of those who accept is watching the queue, or has been woken to.
+"""
+
+import contextlib
+
+from lpechod.engine.loop import Loop
+from lpechod.net.acceptor import Acceptor
+from lpechod.ops.segment import Slot
+from lpechod.process.bell import Bell, BellListener
+from lpechod.process.siblings import Siblings
+
+
+class Balance:
+    """Joins the acceptor of one worker to its siblings.
+
+    Args:
+        acceptor: accepts for this worker.
+        siblings: the others, as this worker sees them.
+        slot: where they see this one.
+        bell: wakes those who wait.
+        loop: the worker's.
+
+    Raises:
+        OSError: out of descriptors or memory.
+
+    Attributes:
+        woken: how often this worker was woken while it waited.
+    """
+
+    __slots__ = ("_acceptor", "_bell", "_listener", "_siblings", "_slot", "woken")
+
+    def __init__(
+        self, acceptor: Acceptor, siblings: Siblings, slot: Slot, bell: Bell, loop: Loop
+    ) -> None:
+        self._acceptor = acceptor
+        self._siblings = siblings
+        self._slot = slot
+        self._bell = bell
+        self._listener = BellListener(bell, loop, self._wake)
+        self.woken = 0
+        acceptor.on_giving_way = self._give_way
+
+    def close(self) -> None:
+        """Close what it has opened."""
+        self._listener.close()
+
+    def _give_way(self, gives_way: bool) -> None:
+        self._slot.waits = gives_way
+        if not gives_way:
+            self._listener.rest()
+            return
+        if self._siblings.next_waits():
+            self._bell.ring()
+        with contextlib.suppress(OSError, ValueError):
+            # If the poller has no room for it, a heartbeat wakes this worker.
+            self._listener.listen()
+        # The others may have gone ahead before they could see that this one waits.
+        self._acceptor.rejoin()
+
+    def _wake(self) -> None:
+        self.woken += 1
+        self._acceptor.rejoin()

@@ -1,0 +1,96 @@
+"""A bell that a worker rings when others should look at once whether they may accept.
+
+One eventfd(2) for all workers of a supervisor, made before they are forked. It is never read: each
+worker has an epoll(7) instance of its own that watches it edge-triggered, so each write wakes all
+who are waiting, and nobody takes it away from another. The instance is a descriptor like any other,
+which every poller can watch.
+
+Rejected: an eventfd for each worker, which those that were forked before do not have; a signal,
+which may meet another process of that number by then; and a word to the supervisor, who passes it
+on, where each that a stopped process does not read would take the place of one that matters.
+"""
+
+import os
+import select
+from collections.abc import Callable
+
+from lpechod.engine.loop import Loop
+from lpechod.engine.poller import READABLE
+
+
+class Bell:
+    """What is rung; for all processes that it is forked into.
+
+    Raises:
+        OSError: out of descriptors or memory.
+    """
+
+    __slots__ = ("fd",)
+
+    def __init__(self) -> None:
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def ring(self) -> None:
+        """Wake those who listen."""
+        # Each call adds 1 to 64 bits that nobody takes away: enough for ever.
+        os.eventfd_write(self.fd, 1)
+
+    def close(self) -> None:
+        """Close this process's descriptor."""
+        os.close(self.fd)
+
+
+class BellListener:
+    """One process's ear, in a loop.
+
+    Args:
+        bell: what to listen to.
+        loop: where to wait.
+        on_ring: called after one ring or several, while listening.
+
+    Raises:
+        OSError: out of descriptors or memory.
+    """
+
+    __slots__ = ("_epoll", "_listening", "_loop", "_on_ring")
+
+    def __init__(self, bell: Bell, loop: Loop, on_ring: Callable[[], None]) -> None:
+        self._loop = loop
+        self._on_ring = on_ring
+        self._listening = False
+        self._epoll = select.epoll()
+        self._epoll.register(bell.fd, select.EPOLLIN | select.EPOLLET)
+
+    def listen(self) -> None:
+        """Begin to listen; what was rung before is forgotten.
+
+        Raises:
+            OSError, ValueError: the poller has no room.
+        """
+        if not self._listening:
+            self._forget()
+            self._loop.register(self._epoll.fileno(), self, READABLE)
+            self._listening = True
+
+    def rest(self) -> None:
+        """Sleep through the next rings."""
+        if self._listening:
+            self._listening = False
+            self._loop.unregister(self._epoll.fileno())
+
+    def on_ready(self, _mask: int, _now: float) -> None:
+        """Tell of the rings."""
+        self._forget()
+        self._on_ring()
+
+    def on_failure(self, error: Exception, _now: float) -> None:
+        """Pass a defect on."""
+        raise error
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        self.rest()
+        self._epoll.close()
+
+    def _forget(self) -> None:
+        self._epoll.poll(0)

@@ -68,7 +68,8 @@ class Acceptor(Timer):
         loop: where to wait.
         log: gets one line when accepting is suspended and one when it goes on.
         allowance: returns how many connections this worker may take before it is too far ahead of
-            its siblings; asked once for each time that a listener is ready. None: any number.
+            its siblings; asked once for each time that a listener is ready, and by `rejoin`. None:
+            any number.
     """
 
     __slots__ = (
@@ -83,6 +84,7 @@ class Acceptor(Timer):
         "_watched",
         "_welcome",
         "on_giving_way",
+        "on_suspended",
     )
 
     def __init__(
@@ -107,6 +109,8 @@ class Acceptor(Timer):
         self._watched = False
         self.on_giving_way: Callable[[bool], None] = lambda _gives_way: None
         """Called with True when this worker has begun to give way, with False when it is over."""
+        self.on_suspended: Callable[[bool], None] = lambda _suspended: None
+        """Likewise when accepting has been suspended."""
 
     @property
     def accepting(self) -> bool:
@@ -182,6 +186,7 @@ class Acceptor(Timer):
         self._reason = reason
         self._watch()
         self._loop.schedule(self, self._loop.now + RETRY_SECONDS)
+        self.on_suspended(True)
 
     def resume(self) -> None:
         """Go on if accepting is suspended; called after each close and when the time is over."""
@@ -189,13 +194,14 @@ class Acceptor(Timer):
             self._log.info("accept_resumed", reason=self._reason)
             self._reason = None
             self._loop.cancel(self)
+            self.on_suspended(False)
             self._watch()
 
     def rejoin(self) -> None:
         """Go on if this worker gives way and need not any more.
 
-        To be called at each heartbeat, after each close, and when another begins to give way: in a
-        burst every worker is ahead in turn, and all of them would wait for a heartbeat of one.
+        To be called at each heartbeat; and, so that nobody waits for that, after each close and
+        when something has changed for another worker.
         """
         if self._gives_way and (self._allowance is None or self._allowance() > 0):
             self._set_giving_way(False)

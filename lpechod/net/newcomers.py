@@ -2,8 +2,8 @@
 
 A connection has a deadline from its first moment, but to file and to cancel its timer is a tenth of
 all that a short one costs. So newcomers wait for the wheel's next tick, for a tenth of a second at
-most. Who is still there then is filed; whose deadline has come by then meets it in the same turn in
-which the wheel would have fired.
+most. Those who are still there then are filed; those whose deadline has come meet it in the same
+turn in which the wheel would have fired.
 """
 
 from lpechod.engine.loop import Loop

@@ -1,8 +1,8 @@
 """Places kept free: near `max_connections`, those go first who have been silent for longest.
 
 At the limit itself newcomers are turned away (`lpechod.net.admission`), whoever they are, while
-those who hold the places may not even use them. So from a mark below the limit on there is
-*overload*: shorter time-outs apply, and connections that are overdue by them are closed, the
+those who hold the places may not even use them. So *overload* begins at a mark below the limit:
+shorter time-outs apply, and connections that are overdue by them are closed, the
 longest overdue first, until the number is below the mark. Nobody is closed merely because there is
 overload, and nobody at all who keeps to the shorter time-outs.
 

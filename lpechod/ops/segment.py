@@ -65,6 +65,11 @@ class SlotState(IntEnum):
     """Ready, but accept(2) fails for now: nobody should leave connections to it."""
 
 
+_ACCEPTING = frozenset((SlotState.STARTING, SlotState.READY))
+"""Whoever is just starting will accept in a moment; a worker that did not wait for it would have
+taken everything by then."""
+
+
 class SegmentFullError(Exception):
     """Every slot is in use."""
 
@@ -125,8 +130,13 @@ class Slot:
         self._words[self._active] = active
 
     @property
+    def accepts(self) -> bool:
+        """Whether the worker accepts connections, or is about to, as far as its state tells."""
+        return self._words[self._start + _STATE] in _ACCEPTING
+
+    @property
     def waits(self) -> bool:
-        """Whether the worker leaves new connections to the others, until one wakes it."""
+        """Whether the worker leaves new connections to the others for now."""
         return self._words[self._start + _WAITS] != 0
 
     @waits.setter
@@ -264,7 +274,7 @@ class Segment:
     def release(self, slot: Slot) -> None:
         """Set a slot free, whose worker has been reaped. Only the supervisor may do this."""
         slot.state = SlotState.FREE
-        slot.active = 0  # For the siblings, who look for free slots at heartbeats only.
+        slot.active = 0  # For the siblings, who add up what all slots hold.
 
     def slot(self, index: int) -> Slot:
         """Return a slot, whatever its state.
@@ -275,6 +285,11 @@ class Segment:
         if not 0 <= index < self._slots:
             raise IndexError(f"there is no slot {index} among {self._slots}")
         return self._slot(index)
+
+    @property
+    def used(self) -> int:
+        """How many slots, from the first on, have ever been used."""
+        return self._words[_MARK]
 
     def signs(self) -> tuple[list[int], list[int]]:
         """Return state and heartbeats of each slot up to the highest that was ever used."""

@@ -1,16 +1,17 @@
-"""Has workers take turns: one that gives way wakes the one that it gives way to.
+"""Has workers take turns: what changes for one of them, the others learn at once.
 
-Who is ahead leaves the queue alone until it is no longer (`lpechod.process.siblings`), and the one
-that is behind may be waiting as well: it was ahead a moment ago. In a burst they would wait for
-each other again and again, until a heartbeat of one. Invariant: after each giving way, the worker
-with the fewest connections of those who accept is watching the queue, or has been woken to.
+Who is ahead leaves the queue alone as long as it is (`lpechod.process.siblings`), and the one that
+is behind may be waiting as well: it was ahead a moment ago. In a burst they would wait for each
+other again and again, until a heartbeat of one. Nor should they wait until then for one that has
+just found that it can't accept. Invariant: among those who can accept, the one with the fewest
+connections is watching the queue, or has been woken to.
 """
 
 import contextlib
 
 from lpechod.engine.loop import Loop
 from lpechod.net.acceptor import Acceptor
-from lpechod.ops.segment import Slot
+from lpechod.ops.segment import Slot, SlotState
 from lpechod.process.bell import Bell, BellListener
 from lpechod.process.siblings import Siblings
 
@@ -27,12 +28,9 @@ class Balance:
 
     Raises:
         OSError: out of descriptors or memory.
-
-    Attributes:
-        woken: how often this worker was woken while it waited.
     """
 
-    __slots__ = ("_acceptor", "_bell", "_listener", "_siblings", "_slot", "woken")
+    __slots__ = ("_acceptor", "_bell", "_listener", "_siblings", "_slot")
 
     def __init__(
         self, acceptor: Acceptor, siblings: Siblings, slot: Slot, bell: Bell, loop: Loop
@@ -41,12 +39,12 @@ class Balance:
         self._siblings = siblings
         self._slot = slot
         self._bell = bell
-        self._listener = BellListener(bell, loop, self._wake)
-        self.woken = 0
+        self._listener = BellListener(bell, loop, acceptor.rejoin)
         acceptor.on_giving_way = self._give_way
+        acceptor.on_suspended = self._suspend
 
     def close(self) -> None:
-        """Close what it has opened."""
+        """Close what it has opened: nothing will be accepted any more."""
         self._listener.close()
 
     def _give_way(self, gives_way: bool) -> None:
@@ -62,6 +60,8 @@ class Balance:
         # The others may have gone ahead before they could see that this one waits.
         self._acceptor.rejoin()
 
-    def _wake(self) -> None:
-        self.woken += 1
-        self._acceptor.rejoin()
+    def _suspend(self, suspended: bool) -> None:
+        if self._slot.state in (SlotState.READY, SlotState.PAUSED):
+            self._slot.state = SlotState.PAUSED if suspended else SlotState.READY
+        if suspended:
+            self._bell.ring()

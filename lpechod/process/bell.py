@@ -1,13 +1,13 @@
-"""A bell that a worker rings when others should look at once whether they may accept.
+"""A bell that a worker rings to have those who wait look again whether they may accept.
 
-One eventfd(2) for all workers of a supervisor, made before they are forked. It is never read: each
-worker has an epoll(7) instance of its own that watches it edge-triggered, so each write wakes all
-who are waiting, and nobody takes it away from another. The instance is a descriptor like any other,
-which every poller can watch.
+One eventfd(2) for all workers of a daemon, made before the first of them and kept over reloads. It
+is never read: each worker has an epoll(7) instance of its own that watches it edge-triggered, so
+each write wakes all who are waiting, and nobody takes it away from another. The instance is a
+descriptor like any other, which every poller can watch.
 
 Rejected: an eventfd for each worker, which those that were forked before do not have; a signal,
 which may meet another process of that number by then; and a word to the supervisor, who passes it
-on, where each that a stopped process does not read would take the place of one that matters.
+on: a stopped worker does not read, and its line would fill until a message that matters is dropped.
 """
 
 import os
@@ -19,7 +19,10 @@ from lpechod.engine.poller import READABLE
 
 
 class Bell:
-    """What is rung; for all processes that it is forked into.
+    """The bell itself, of all processes that are forked after it was made.
+
+    Args:
+        fd: the descriptor of one that exists; None makes one.
 
     Raises:
         OSError: out of descriptors or memory.
@@ -27,21 +30,17 @@ class Bell:
 
     __slots__ = ("fd",)
 
-    def __init__(self) -> None:
-        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    def __init__(self, fd: int | None = None) -> None:
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) if fd is None else fd
 
     def ring(self) -> None:
         """Wake those who listen."""
-        # Each call adds 1 to 64 bits that nobody takes away: enough for ever.
+        # The counter has 64 bits, and nobody takes from it: it will not be full in our time.
         os.eventfd_write(self.fd, 1)
-
-    def close(self) -> None:
-        """Close this process's descriptor."""
-        os.close(self.fd)
 
 
 class BellListener:
-    """One process's ear, in a loop.
+    """Hears a bell for one process, in its loop.
 
     Args:
         bell: what to listen to.
@@ -62,7 +61,7 @@ class BellListener:
         self._epoll.register(bell.fd, select.EPOLLIN | select.EPOLLET)
 
     def listen(self) -> None:
-        """Begin to listen; what was rung before is forgotten.
+        """Begin to listen, unless it does already; what was rung before that is forgotten.
 
         Raises:
             OSError, ValueError: the poller has no room.
@@ -88,7 +87,7 @@ class BellListener:
         raise error
 
     def close(self) -> None:
-        """Close the descriptor."""
+        """Close the descriptor; the bell goes on."""
         self.rest()
         self._epoll.close()
 

@@ -19,7 +19,7 @@ from lpechod.process.command import own_command
 from lpechod.process.documents import read_document, write_document
 from lpechod.process.signals import signals_blocked
 
-FORMAT = 3
+FORMAT = 4
 
 _VARIABLE = "LPECHOD_HANDOVER"
 
@@ -44,6 +44,7 @@ class Handover:
         keeps_descriptors: whether it stores descriptors.
         unsent: what its queue had no room for: messages, each with a descriptor or None.
         census: descriptor of the census of clients, if there is one.
+        bell: descriptor of the workers' bell; None: there will be a new one.
     """
 
     config: dict[str, Any]
@@ -60,12 +61,13 @@ class Handover:
     keeps_descriptors: bool = False
     unsent: list[tuple[str, int | None]] = field(default_factory=list)
     census: int | None = None
+    bell: int | None = None
 
     def descriptors(self) -> Sequence[int]:
         """List the descriptors that have to stay open."""
         return [
             *self.segments,
-            *([] if self.census is None else [self.census]),
+            *(fd for fd in (self.census, self.bell) if fd is not None),
             *(each["line"] for each in self.workers),
             *(each["fd"] for bound in self.sockets for each in bound["sockets"]),
             *(fd for _, fd in self.unsent if fd is not None),

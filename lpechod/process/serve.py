@@ -15,10 +15,12 @@ from lpechod.ops.logs import Log, open_log
 from lpechod.ops.segment import Segment
 from lpechod.ops.toml import format_path
 from lpechod.ops.validity import concerns
+from lpechod.process.bell import Bell
 from lpechod.process.descriptors import occupy_standard_streams, raise_descriptor_limit
 from lpechod.process.handover import Handover, take_over
 from lpechod.process.privileges import forgo_new_privileges
 from lpechod.process.rehearsal import rehearse, rehearsing
+from lpechod.process.shared import Shared
 from lpechod.process.signals import IGNORED_SIGNALS
 from lpechod.process.sockets import ECHO, METRICS, Bound, Sockets, wanted_by
 from lpechod.process.supervisor import Supervisor, worker_count
@@ -85,10 +87,8 @@ def _set_up(loaded: Loaded, manager: ServiceManager, sockets: Sockets, log: Log)
     sockets.bind_missing(wanted)
     sockets.assign(wanted)
     forgo_new_privileges(log)
-    segment, census = Segment.create(), _census(config)
-    return Supervisor(
-        config, credentials, sockets, manager, notifier, segment, log, capacity, census=census
-    )
+    shared = Shared(Segment.create(), _census(config), Bell())
+    return Supervisor(config, credentials, sockets, manager, notifier, shared, log, capacity)
 
 
 def _go_on(handover: Handover) -> int:
@@ -101,7 +101,7 @@ def _go_on(handover: Handover) -> int:
     sockets = Sockets(Bound.restore(each) for each in handover.sockets)
     sockets.assign(wanted_by(config, tls_contexts(config, credentials)))
     segments = [Segment.adopt(fd) for fd in handover.segments]
-    census = _census(config, handover.census)
+    shared = Shared(_current(segments), _census(config, handover.census), Bell(handover.bell))
     manager = ServiceManager(
         notify_socket=handover.notify_socket,
         watchdog_s=handover.watchdog_s,
@@ -115,12 +115,11 @@ def _go_on(handover: Handover) -> int:
         sockets,
         manager,
         notifier,
-        _current(segments),
+        shared,
         log,
         capacity,
         restarts=handover.restarts,
         reloaded_at=handover.reloaded_at,
-        census=census,
     )
     for each in handover.workers:
         segment = segments[each["segment"]]

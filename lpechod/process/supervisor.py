@@ -22,19 +22,18 @@ from lpechod.engine import clock
 from lpechod.engine.loop import Loop
 from lpechod.engine.poller import best, open_poller
 from lpechod.engine.signals import SignalPipe
-from lpechod.ops.census import Census
 from lpechod.ops.config import Config
 from lpechod.ops.counters import Totals
 from lpechod.ops.credentials import Credentials, metrics_token
 from lpechod.ops.endpoint import MetricsEndpoint
 from lpechod.ops.logs import Log
 from lpechod.ops.metrics import Standing
-from lpechod.ops.segment import Segment, Slot
+from lpechod.ops.segment import Slot
 from lpechod.ops.validity import certificate_expiry
-from lpechod.process.bell import Bell
 from lpechod.process.ending import Ending
 from lpechod.process.handover import Handover, hand_over
 from lpechod.process.rehearsal import Rehearsal
+from lpechod.process.shared import Shared
 from lpechod.process.signals import HANDLED_SIGNALS
 from lpechod.process.sockets import ECHO, METRICS, Bound, Sockets
 from lpechod.process.systemd import Notifier, ServiceManager
@@ -61,12 +60,11 @@ class Supervisor:
         sockets: all that it asks for, and those that a reload has made superfluous.
         manager: what the service manager wants.
         notifier: talks to it, and may have messages that wait.
-        segment: the shared memory.
+        shared: what all workers have in common.
         log: where to write.
         worker_capacity: how many connections the descriptor limit of a worker suffices for.
         restarts: how many workers were started before a reload in place of ones that had died.
         reloaded_at: when the configuration before that was loaded, in Unix time.
-        census: where workers count their clients for each other, if any do.
     """
 
     def __init__(
@@ -76,19 +74,17 @@ class Supervisor:
         sockets: Sockets,
         manager: ServiceManager,
         notifier: Notifier,
-        segment: Segment,
+        shared: Shared,
         log: Log,
         worker_capacity: int,
         restarts: int | None = None,
         reloaded_at: float | None = None,
-        census: Census | None = None,
     ) -> None:
         self._config = config
         self._workers_wanted = worker_count(config)  # The CPUs may change, and these will not.
         self._sockets = sockets
         self._manager = manager
-        self._segment = segment
-        self._census = census
+        self._shared = shared
         self._log = log
         self._notifier = notifier
         self._worker_capacity = worker_capacity
@@ -100,10 +96,10 @@ class Supervisor:
         self._reloaded_at = clock.wall() if reloaded_at is None else reloaded_at
         self._rehearsal: Rehearsal | None = None
         self._status = 0
-        self._bell = Bell()
         self.workers = Workers(
-            self._workers_wanted, segment, self._become_worker, loop, log, restarts or 0, census
-        )
+            self._workers_wanted, shared.segment, self._become_worker, loop, log, restarts or 0,
+            shared.census,
+        )  # fmt: skip
         self.workers.on_settled = self._settled
         self.workers.on_hopeless = self._hopeless
         self.workers.on_change = self._changed
@@ -141,7 +137,6 @@ class Supervisor:
         self._endpoint.close()
         self._sockets.close(METRICS)  # A reload that has not settled leaves some.
         self._loop.close()
-        self._bell.close()
         self._notifier.flush()
         for number in HANDLED_SIGNALS:
             # One that comes now must not change the exit status. On its way out, the interpreter
@@ -178,6 +173,7 @@ class Supervisor:
                 self._rehearsal.ended(code)
             else:
                 self.workers.ended(pid, code)
+                self._shared.bell.ring()  # Others may have left connections to that one.
 
     # Workers.
 
@@ -188,11 +184,9 @@ class Supervisor:
             code = run_worker(
                 self._config,
                 self._sockets.listeners(ECHO),
-                self._segment,
+                self._shared,
                 slot,
                 line,
-                self._bell,
-                self._census,
             )
         except BaseException:  # noqa: BLE001 - the stack below is the supervisor's.
             traceback.print_exc()
@@ -295,17 +289,19 @@ class Supervisor:
 
     def _hand_over(self, checked: dict[str, Any]) -> None:
         """Become the new program, with what a rehearsal has checked."""
-        retired = self._segment.retired
+        segment, census = self._shared.segment, self._shared.census
+        retired = segment.retired
         # Ours, too, are counters that must not go back.
-        self._segment.retired = Totals.sum([retired, self._own_totals()])
+        segment.retired = Totals.sum([retired, self._own_totals()])
         segments = self.workers.segments()
         self._notifier.flush()
         handover = Handover(
             config=checked["config"],
             credentials=checked["credentials"],
             sockets=[each.describe() for each in self._sockets.all],
-            segments=[segment.fd for segment in segments],
-            census=None if self._census is None else self._census.fd,
+            segments=[each.fd for each in segments],
+            census=None if census is None else census.fd,
+            bell=self._shared.bell.fd,
             workers=self.workers.describe(segments),
             restarts=self.workers.restarts,
             reloaded_at=self._reloaded_at,
@@ -320,7 +316,7 @@ class Supervisor:
         try:
             hand_over(handover, self._signals.hand_back)
         except OSError as error:
-            self._segment.retired = retired
+            segment.retired = retired
             self._sockets.drop_coming()
             self._endpoint.start()
             self._reload_failed([f"cannot execute the new program: {error.strerror}"])
@@ -375,7 +371,9 @@ class Supervisor:
         )
 
     def _totals(self) -> Totals:
-        return Totals.sum([self._segment.retired, *self.workers.totals(), self._own_totals()])
+        return Totals.sum(
+            [self._shared.segment.retired, *self.workers.totals(), self._own_totals()]
+        )
 
     def _standing(self) -> Standing:
         return Standing(

@@ -21,15 +21,15 @@ from lpechod.net.listener import Listener
 from lpechod.net.service import EchoService, ServiceSettings
 from lpechod.net.spin import SpinDetector
 from lpechod.ops.bulletin import Bulletin
-from lpechod.ops.census import Census, CensusRow
+from lpechod.ops.census import CensusRow
 from lpechod.ops.config import Config
 from lpechod.ops.counters import Totals, TurnWatch, gather
 from lpechod.ops.logs import Log, open_log
-from lpechod.ops.segment import Segment, Slot, SlotState
+from lpechod.ops.segment import Slot, SlotState
 from lpechod.process.balance import Balance
-from lpechod.process.bell import Bell
 from lpechod.process.lifeline import Lifeline, Message
 from lpechod.process.privileges import drop_capabilities
+from lpechod.process.shared import Shared
 from lpechod.process.siblings import Siblings
 from lpechod.process.signals import HANDLED_SIGNALS
 from lpechod.wire.settings import EchoSettings
@@ -46,24 +46,20 @@ class Worker(Timer):
     Args:
         config: the configuration.
         listeners: where to accept from; closed when it drains.
-        segment: the shared memory.
-        slot: its part of that.
+        shared: what all workers have in common.
+        slot: its part of the shared memory.
         line: its end of the line to the supervisor.
-        bell: wakes workers that wait for others.
         log: where to write.
-        census: where workers count their clients for each other, if any do.
     """
 
     def __init__(
         self,
         config: Config,
         listeners: list[Listener],
-        segment: Segment,
+        shared: Shared,
         slot: Slot,
         line: socket.socket,
-        bell: Bell,
         log: Log,
-        census: Census | None = None,
     ) -> None:
         super().__init__()
         tally = Tally()
@@ -73,10 +69,10 @@ class Worker(Timer):
         self._drain_timeout_s = config.server.drain_timeout
         self._watch = TurnWatch(tally)
         self._loop = Loop(open_poller(config.server.poller), clock.monotonic, self._watch.note)
-        self._siblings = Siblings(segment, slot)
+        self._siblings = Siblings(shared.segment, slot)
         clients: ClientCounts = ALONE
-        if census is not None and slot.row is not None:
-            clients = CensusRow(census, slot.row)
+        if shared.census is not None and slot.row is not None:
+            clients = CensusRow(shared.census, slot.row)
         self._service = EchoService(
             service_settings(config),
             self._loop,
@@ -96,7 +92,7 @@ class Worker(Timer):
             self._log,
             allowance=self._siblings.allowance,
         )
-        self._balance = Balance(self._acceptor, self._siblings, slot, bell, self._loop)
+        self._balance = Balance(self._acceptor, self._siblings, slot, shared.bell, self._loop)
         self._spin = SpinDetector(self._loop, self._service, self._log)
         self._bulletin = Bulletin(slot, self._loop, self._service, self._totals)
         self._line = Lifeline(line, self._loop, self._obey, self._orphaned)
@@ -123,10 +119,7 @@ class Worker(Timer):
         self._bulletin.beat()
         self._siblings.observe()
         self._service.overload.check(now)
-        if not self._service.draining:
-            paused = self._acceptor.suspended
-            self._slot.state = SlotState.PAUSED if paused else SlotState.READY
-            self._acceptor.rejoin()
+        self._acceptor.rejoin()
         # The next tick of the wheel, or at rest the one after it: on a machine with nothing else to
         # do, nearly all that a heartbeat costs is what it has to fetch into cold caches.
         resting = self._bulletin.at_rest and not self._acceptor.gives_way
@@ -174,6 +167,7 @@ class Worker(Timer):
             return
         self._slot.state = SlotState.DRAINING
         self._acceptor.drain(finish)
+        self._balance.close()
         self._service.drain(self._loop.now + self._drain_timeout_s)
         self._log.info(
             "draining",
@@ -196,22 +190,18 @@ class Worker(Timer):
 def run_worker(
     config: Config,
     listeners: list[Listener],
-    segment: Segment,
+    shared: Shared,
     slot: Slot,
     line: socket.socket,
-    bell: Bell,
-    census: Census | None = None,
 ) -> int:
     """Be a worker; called in a process of its own, in which the signals are still blocked.
 
     Args:
         config: the configuration.
         listeners: where to accept from.
-        segment: the shared memory.
-        slot: its part of that.
+        shared: what all workers have in common.
+        slot: its part of the shared memory.
         line: its end of the line to the supervisor.
-        bell: wakes workers that wait for others; made before the first of them.
-        census: where workers count their clients for each other, if any do.
 
     Returns:
         The exit status: 0 after a drain, 1 after a defect.
@@ -222,7 +212,7 @@ def run_worker(
     own_log = open_worker_log(config)
     try:
         drop_capabilities(own_log)
-        worker = Worker(config, listeners, segment, slot, line, bell, own_log, census)
+        worker = Worker(config, listeners, shared, slot, line, own_log)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED_SIGNALS)
         worker.run()
     except Exception as error:  # noqa: BLE001 - the process ends, and its log says why.

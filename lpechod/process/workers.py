@@ -58,7 +58,7 @@ class Child:
 
     @property
     def ready(self) -> bool:
-        """Whether it accepts connections."""
+        """Whether it is up, and has not been told to drain."""
         return self.ready_at is not None and not self.told
 
 

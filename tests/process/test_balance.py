@@ -94,7 +94,7 @@ class House:
         self.segment = Segment.create()
         stack.callback(self.segment.close)
         self.bell = Bell()
-        stack.callback(self.bell.close)
+        stack.callback(os.close, self.bell.fd)
         address = ListenerSettings(parse_address("127.0.0.1:0"))
         self.listeners: list[Listener] = [
             listener for each in open_listeners([address] * 2) for listener in each
@@ -221,3 +221,28 @@ def test_without_room_in_the_poller(stack: ExitStack) -> None:
     assert first.log.of("accept_failed") == []
     first.acceptor.rejoin()
     assert first.turn() > 8
+
+
+def test_who_can_t_accept_is_waited_for_by_nobody(stack: ExitStack) -> None:
+    """A worker out of descriptors says so at once, and whoever has left the queue to it goes on."""
+    house = House(2, "epoll", stack)
+    first, second = house.sharers
+    house.dial(30)
+    assert first.turn() == 8
+    second.acceptor.suspend("emfile")
+    assert not second.slot.accepts
+    assert first.turn() == 30
+
+    second.acceptor.resume()
+    assert second.slot.accepts
+
+
+@pytest.mark.parametrize("state", [SlotState.STARTING, SlotState.DRAINING])
+def test_a_suspension_is_not_all_of_a_state(stack: ExitStack, state: SlotState) -> None:
+    """A worker that starts, or drains, is shown as that, whether it can accept or not."""
+    first, _ = House(2, "epoll", stack).sharers
+    first.slot.state = state
+    first.acceptor.suspend("emfile")
+    assert first.slot.state is state
+    first.acceptor.resume()
+    assert first.slot.state is state

@@ -60,7 +60,7 @@ def _stack() -> Iterator[ExitStack]:
 @pytest.fixture(name="bell")
 def _bell(stack: ExitStack) -> Bell:
     bell = Bell()
-    stack.callback(bell.close)
+    stack.callback(os.close, bell.fd)
     return bell
 
 

@@ -27,7 +27,7 @@ from lpechod.process.handover import Handover, hand_over, take_over
 
 handover = take_over(os.environ)
 if handover is None:
-    fds = [os.memfd_create("x") for _ in range(7)]
+    fds = [os.memfd_create("x") for _ in range(8)]
     hand_over(
         Handover(
             config={"server": {"workers": 3}},
@@ -43,6 +43,7 @@ if handover is None:
             watchdog_s=1.5,
             keeps_descriptors=True,
             census=fds[5],
+            bell=fds[6],
         ),
         lambda: os.kill(os.getpid(), signal.SIGHUP),
     )
@@ -64,7 +65,8 @@ print(json.dumps({
 def _held() -> Iterator[list[int]]:
     """Hold descriptors of the kinds that are handed over."""
     pair = socket.socketpair()
-    fds = [os.memfd_create("segment"), *(each.detach() for each in pair), os.memfd_create("census")]
+    named = [os.memfd_create(name) for name in ("segment", "census", "bell")]
+    fds = [named[0], *(each.detach() for each in pair), *named[1:]]
     yield fds
     for fd in fds:
         os.close(fd)
@@ -78,6 +80,7 @@ def handover_of(held: list[int]) -> Handover:
         segments=[held[0]],
         workers=[{"pid": 2, "segment": 0, "slot": 0, "line": held[1], "told": False}],
         census=held[3],
+        bell=held[4],
     )
 
 
@@ -113,8 +116,8 @@ def test_the_next_program_has_it_all(tmp_path: Path) -> None:
     assert handover["notify_socket"] == "@x"
     assert handover["watchdog_s"] == 1.5
     assert handover["keeps_descriptors"] is True
-    assert said["closed on execve"] == 6
-    assert said["memfds"] == 6  # Neither the seventh, which nobody named, nor the document.
+    assert said["closed on execve"] == 7
+    assert said["memfds"] == 7  # Neither the eighth, which nobody named, nor the document.
     assert not said["told"]
     assert said["pending"] == ["SIGHUP"]
     assert said["arguments"] == ["--word", "two words"]
@@ -184,5 +187,5 @@ def test_a_failure_changes_nothing(
 
 
 def test_every_descriptor_is_named(held: list[int]) -> None:
-    """Segments, census, lines and listening sockets stay open, each once."""
+    """Segments, census, bell, lines and listening sockets stay open, each once."""
     assert sorted(handover_of(held).descriptors()) == sorted(held)

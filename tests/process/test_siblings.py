@@ -84,13 +84,15 @@ def test_who_does_not_accept_is_not_waited_for(segment: Segment, state: SlotStat
     own, other = claim(segment, active=50), claim(segment, state, active=7)
     siblings = Siblings(segment, own)
     assert siblings.allowance() == sys.maxsize
+    assert not siblings.next_waits()
     assert siblings.connections() == 7
     other.state = SlotState.READY
-    siblings.observe()
+    other.waits = True
     assert siblings.allowance() < 0
+    assert siblings.next_waits()
     other.state = state
-    siblings.observe()
     assert siblings.allowance() == sys.maxsize
+    assert not siblings.next_waits()
 
 
 def test_who_starts_is_waited_for(segment: Segment) -> None:
@@ -110,9 +112,38 @@ def test_who_has_ended_counts_no_more(segment: Segment) -> None:
     siblings = Siblings(segment, own)
     assert siblings.connections() == 5
     segment.release(other)
-    siblings.observe()
     assert siblings.allowance() == sys.maxsize
     assert siblings.connections() == 0
+
+
+def test_whoever_comes_counts_at_once(segment: Segment) -> None:
+    """Between two heartbeats, too, the connections of a newcomer count, whatever its slot."""
+    own, other = claim(segment), claim(segment, active=5)
+    siblings = Siblings(segment, own)
+    segment.release(other)
+    siblings.observe()
+    claim(segment, active=6)
+    assert siblings.connections() == 6
+    assert siblings.allowance() == 6 + 8
+    claim(segment, active=7)
+    claim(segment, active=8)
+    assert siblings.connections() == 21
+    siblings.observe()
+    assert siblings.connections() == 21
+
+
+def test_whether_the_next_one_waits(segment: Segment) -> None:
+    """The one with the fewest connections of those who accept is asked, and no other."""
+    own, many, few = claim(segment), claim(segment, active=9), claim(segment, active=3)
+    siblings = Siblings(segment, own)
+    many.waits = own.waits = True
+    assert not siblings.next_waits()
+    few.waits = True
+    assert siblings.next_waits()
+    many.waits = False
+    assert siblings.next_waits()
+    few.state = SlotState.PAUSED
+    assert not siblings.next_waits()
 
 
 def test_who_stands_still_is_not_waited_for(segment: Segment) -> None:

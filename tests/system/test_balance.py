@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import pytest
 
@@ -100,6 +100,24 @@ class Crowd:
 
     def __exit__(self, *_error: object) -> None:
         self.leave()
+
+
+class Bell(NamedTuple):
+    """An eventfd(2) that a process holds: which one it is, and how often it was rung."""
+
+    number: int
+    rings: int
+
+
+def bells(pid: int) -> list[Bell]:
+    """List those of a process (proc_pid_fdinfo(5))."""
+    found = []
+    for path in Path(f"/proc/{pid}/fdinfo").iterdir():
+        lines = path.read_text().splitlines()
+        fields = dict(line.split(":", 1) for line in lines if ":" in line)
+        if "eventfd-id" in fields:
+            found.append(Bell(int(fields["eventfd-id"]), int(fields["eventfd-count"], 16)))
+    return found
 
 
 def is_served(client: EchoClient) -> bool:
@@ -237,3 +255,35 @@ def test_connections_of_a_dead_worker_do_not_count(tmp_path: Path) -> None:
         served = [crowd.connect(1)[0] for _ in range(free + 5)]
 
         assert served == [True] * free + [False] * 5
+
+
+def test_nobody_waits_for_the_dead(tmp_path: Path) -> None:
+    """Each end of a worker wakes those who have left connections to it."""
+    config = "[server]\nworkers = 2\n"
+    with Daemon(tmp_path, config, errors={"worker_died"}) as daemon:
+        daemon.wait_for("ready")
+        (before,) = bells(daemon.pid)
+        assert before.rings == 0
+        victim = daemon.workers()[0]
+        os.kill(victim, signal.SIGKILL)
+        daemon.wait_for("worker_died", worker=victim)
+        wait_for_sleeps(daemon.pid, 1)
+
+        assert bells(daemon.pid) == [Bell(before.number, 1)]
+
+
+def test_two_generations_hear_one_bell(tmp_path: Path) -> None:
+    """A reload keeps the bell, since old and new workers share the queues for a while."""
+    with Daemon(tmp_path, "[server]\nworkers = 2\n") as daemon:
+        daemon.wait_for("ready")
+        (first,) = bells(daemon.pid)
+        assert [bells(worker) for worker in daemon.workers()] == [[first]] * 2
+        daemon.reload()
+        daemon.wait_until("lpechod_workers", 0, state="draining")
+
+        (second,) = bells(daemon.pid)
+
+        assert second.number == first.number
+        assert {bell.number for worker in daemon.workers() for bell in bells(worker)} == {
+            first.number
+        }

@@ -143,8 +143,9 @@ def test_pollers(tmp_path: Path, pollers: tuple[str, ...]) -> None:
             with daemon.connect() as client:
                 client.echo(bytes(100_000))
             (worker,) = daemon.workers()
-            has_epoll = "anon_inode:[eventpoll]" in descriptor_kinds(worker)
-            assert has_epoll == poller.startswith("epoll")
+            # One hears the workers' bell, whatever the poller.
+            instances = descriptor_kinds(worker).count("anon_inode:[eventpoll]")
+            assert instances == 1 + poller.startswith("epoll")
 
 
 def test_numbers_of_workers(tmp_path: Path) -> None:

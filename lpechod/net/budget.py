@@ -23,6 +23,7 @@ from lpechod.engine.loop import Loop
 from lpechod.engine.wheel import Timer
 from lpechod.net.connection import Connection
 from lpechod.net.eventlog import EventLog
+from lpechod.net.holders import Holders
 
 PATIENCE_SECONDS = 1.0
 """How long a pause may take to relieve memory before connections are shed."""
@@ -41,13 +42,17 @@ class MemoryBudget(Timer):
         seconds: how long memory has been short, in all.
     """
 
-    __slots__ = ("_log", "_loop", "_paused", "_pool", "_relieved_below", "_short_since", "seconds")
+    __slots__ = (
+        "_holders", "_log", "_loop", "_paused", "_pool", "_relieved_below", "_short_since",
+        "seconds",
+    )  # fmt: skip
 
     def __init__(self, pool: BufferPool, loop: Loop, log: EventLog, overload_percent: int) -> None:
         super().__init__()
         self._pool = pool
         self._loop = loop
         self._log = log
+        self._holders = Holders(pool.held_by, loop)
         self._paused: set[Connection] = set()
         self._short_since = 0.0
         self.seconds = 0.0
@@ -110,6 +115,7 @@ class MemoryBudget(Timer):
         for connection in self._paused:
             connection.unpause(now)
         self._paused.clear()
+        self._holders.forget()
         self.seconds += now - self._short_since
         self._log.warning("memory_relieved", held=self._pool.held, shed=shed)
 
@@ -130,7 +136,6 @@ class MemoryBudget(Timer):
             largest.shed(self._loop.now)
 
     def _largest(self) -> Connection:
-        held_by = self._pool.held_by
-        largest = max(held_by, key=held_by.__getitem__)
+        largest = self._holders.largest()
         assert isinstance(largest, Connection)  # noqa: S101 - nobody else owns buffers.
         return largest

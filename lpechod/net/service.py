@@ -5,7 +5,7 @@ import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from lpechod.engine.buffers import BufferPool
+from lpechod.engine.buffers import BufferPool, kept_bytes
 from lpechod.engine.loop import Loop
 from lpechod.net.admission import (
     ALONE,
@@ -32,6 +32,7 @@ from lpechod.net.tls import TlsTransport
 from lpechod.net.tlsconnection import TlsConnection
 from lpechod.net.tlshandshake import TlsHandshake
 from lpechod.net.transport import PlainTransport, StreamError, Transport
+from lpechod.wire.frames import HEADER_BYTES
 from lpechod.wire.settings import EchoSettings
 from lpechod.wire.states import CloseReason
 from lpechod.wire.tally import Tally
@@ -109,7 +110,9 @@ class EchoService:
         self.tally = tally
         self.counts = ConnectionCounts()
         self._gate = HandshakeGate(loop, settings.max_handshakes, self._note_delay)
-        self.pool = BufferPool(settings.max_buffered_bytes)
+        largest = settings.echo.max_frame_bytes + HEADER_BYTES
+        keep = kept_bytes(settings.max_buffered_bytes, largest)
+        self.pool = BufferPool(settings.max_buffered_bytes, keep)
         self.steady = SteadyPath(self.pool, loop.rotation, settings.echo.max_frame_bytes, tally)
         loop.shortcut = self.steady.serve
         self.budget = MemoryBudget(self.pool, loop, log, settings.overload_percent)

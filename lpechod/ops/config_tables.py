@@ -284,10 +284,10 @@ def least_buffered(max_frame: int, high_watermark: int) -> int:
     """Return the least ``limits.max_buffered`` that suffices to echo every frame, in bytes.
 
     That is, of a client that reads its echoes. While one frame is sent back, the next is collected;
-    and when that has outgrown its buffer, it is copied to one of four times the size
-    (`lpechod.engine.buffers`). That takes two buffers and a quarter; of three, it is less than what
-    is taken for a want of memory by default (``limits.overload_threshold``). And what is sent back
-    may come to the high watermark.
+    and when that has outgrown its buffer, it is copied to one of two or four times the size
+    (`lpechod.engine.buffers`). That takes two buffers and a half at most; of three, it is less than
+    what is taken for a want of memory by default (``limits.overload_threshold``). And what is sent
+    back may come to the high watermark.
 
     Args:
         max_frame: the longest body, in bytes.

@@ -75,8 +75,9 @@ class PartialFrame:
         """
         have, need = self.have, self.need
         if have == len(self.buffer):
-            # Asking for four times as much would skip a class: a class is four times the one before
-            # plus the same headroom, so a full buffer times four is just more than the next holds.
+            # The next is four times as large, also where there is a class between. Asking for that
+            # would go past it: a class has as much headroom as the one before, so a full buffer
+            # times four is just more than it holds.
             larger = self._buffers.acquire(min(need, have * 2), self._owner)
             if larger is None:
                 return None

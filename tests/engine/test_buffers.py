@@ -13,6 +13,8 @@ from lpechod.engine.buffers import (
     HEADROOM_BYTES,
     RECEIVE_BYTES,
     BufferPool,
+    capacity_for,
+    kept_bytes,
 )
 
 _KIB = 1024
@@ -45,12 +47,17 @@ class TestClasses:
         assert capacity == SMALLEST or capacity < 4 * size
         assert pool.held == capacity
 
-    @pytest.mark.parametrize("power", range(10, 21, 2))
+    @pytest.mark.parametrize("power", [*range(10, 21, 2), 21, 22, 23, 24, 30])
     def test_power_of_two_fits_with_its_header(self, power: int) -> None:
         """A frame whose body is a class of its own does not spill into the next class."""
-        pool = BufferPool(limit=1 << 30)
+        pool = BufferPool(limit=1 << 40)
 
         assert len(_acquire(pool, 2**power + 4)) == 2**power + HEADROOM_BYTES
+
+    @pytest.mark.parametrize("size", [3 * _MIB, 5_000_000, 9 * _MIB, 100 * _MIB])
+    def test_a_large_one_is_less_than_twice_as_large(self, size: int) -> None:
+        """From a megabyte on, classes are closer to each other."""
+        assert size <= capacity_for(size) < 2 * size
 
     def test_growth_is_geometric(self) -> None:
         """Growing a frame byte by byte to a megabyte takes six buffers, not a thousand."""
@@ -208,6 +215,20 @@ class TestReuse:
         again = [_acquire(pool, 1) for _ in range(5)]
 
         assert sum(any(fresh is old for old in buffers) for fresh in again) == 2
+
+    @pytest.mark.parametrize(
+        ("limit", "largest", "kept"),
+        [
+            (256 * _MIB, _MIB + 4, 16 * _MIB),
+            (256 * _MIB, 16 * _MIB + 4, 4 * (16 * _MIB + HEADROOM_BYTES)),
+            (64 * _MIB, 16 * _MIB + 4, 32 * _MIB),
+            (8 * _MIB, _MIB + 4, 16 * _MIB),
+            (1 << 33, 1 << 30, 1 << 32),
+        ],
+    )
+    def test_some_of_the_largest_are_kept(self, limit: int, largest: int, kept: int) -> None:
+        """Four of them, if that is no more than half of the limit; and 16 MiB in any case."""
+        assert kept_bytes(limit, largest) == kept
 
     def test_keeps_nothing(self) -> None:
         """With nothing to keep, every buffer is fresh."""

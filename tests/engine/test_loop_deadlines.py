@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lpechod.engine.loop import TICKS_PER_SECOND, Loop
+from lpechod.engine.loop import TICKS_PER_SECOND, TIMERS_PER_TURN, Loop
 from lpechod.engine.poller import READABLE, open_poller
 from tests.engine.conftest import Pairs
 from tests.engine.stage import Actor, Stage
@@ -256,3 +256,74 @@ class TestDeadlines:
         counts.append(stage.loop.timers)
 
         assert counts == [1, 2, 3, 3, 2, 1]
+
+
+class TestManyAtOnce:
+    """More timers of one tick than a turn fires."""
+
+    @pytest.fixture(name="crowd")
+    def _crowd(self, stage: Stage) -> list[Actor]:
+        """File so many that three turns are needed, and one that is due a tick later."""
+        crowd = [Actor(stage, str(number)) for number in range(2 * TIMERS_PER_TURN + 10)]
+        for timer in crowd:
+            stage.loop.schedule(timer, 1001.0)
+        stage.loop.schedule(Actor(stage, "later"), 1001.1)
+        return crowd
+
+    def test_in_order_over_several_turns(self, stage: Stage, crowd: list[Actor]) -> None:
+        """They fire in the order in which they were filed, a bounded number a turn, unslept."""
+        fired = []
+        for _ in range(3):
+            before = len(stage.journal)
+            stage.loop.turn()
+            fired.append(len(stage.journal) - before)
+        assert fired == [TIMERS_PER_TURN, TIMERS_PER_TURN, 10]
+        assert [name for name, *_ in stage.journal] == [timer.name for timer in crowd]
+        assert stage.poller.timeouts[1:] == [0, 0]
+        assert stage.clock.now == 1001.0
+        assert stage.loop.timers == 1
+
+        stage.loop.turn()
+        assert stage.journal[-1][0] == "later"
+        assert stage.clock.now == pytest.approx(1001.1, abs=0.002)
+
+    def test_descriptors_are_served_in_between(
+        self, stage: Stage, crowd: list[Actor], ready: Callable[..., Actor]
+    ) -> None:
+        """Whoever is ready meanwhile does not wait for all of them."""
+        stage.loop.turn()
+        assert len(stage.journal) == TIMERS_PER_TURN
+        ready("reader")
+        stage.loop.turn()
+
+        assert stage.journal[TIMERS_PER_TURN][0] == "reader"
+        assert len(stage.journal) == 2 * TIMERS_PER_TURN + 1 < len(crowd)
+
+    def test_called_off_while_they_wait(self, stage: Stage, crowd: list[Actor]) -> None:
+        """Between two such turns a timer can be cancelled, moved, and moved back; it fires once."""
+        stage.loop.turn()
+        cancelled, moved, back = crowd[-3:]
+        stage.loop.cancel(cancelled)
+        stage.loop.schedule(moved, 1002.0)
+        stage.loop.cancel(back)
+        stage.loop.hasten(back, 1001.1)
+        while stage.loop.timers:
+            stage.loop.turn()
+        names = [str(name) for name, *_ in stage.journal]
+        times = {str(name): now for name, _, now in stage.journal}
+
+        assert len(names) == len(set(names)) == len(crowd)
+        assert cancelled.name not in names
+        assert times[moved.name] == pytest.approx(1002.0, abs=0.002)
+        assert times[back.name] == pytest.approx(1001.1, abs=0.002)
+
+    def test_a_tick_that_comes_meanwhile_waits_behind(
+        self, stage: Stage, crowd: list[Actor]
+    ) -> None:
+        """What is due later fires after all that was due before, however long that takes."""
+        stage.loop.turn()
+        stage.clock.advance(0.2)
+        stage.loop.turn()
+        stage.loop.turn()
+
+        assert [name for name, *_ in stage.journal] == [*(timer.name for timer in crowd), "later"]

@@ -1,4 +1,4 @@
-"""`max_buffered` enforced: close who is overdue, pause those who hold most, then shed them.
+"""`max_buffered` enforced: close who is overdue, pause those who need more, then shed the largest.
 
 Two marks and the limit. Past the first mark, which is that of overload by number, too (90 % unless
 configured), memory is short until it is back below the second one, five sixths of the first. With
@@ -7,8 +7,11 @@ the second, and each is taken only if the one before has not been enough:
 
 1. at once, who holds memory and is overdue by the shorter time-outs of an overload is closed in
    good order, the longest overdue first;
-2. those who hold more than the mean are paused: their peers feel it as a slow network;
-3. after a second, the largest holders are closed at once, however well they behave.
+2. those whose frames have outgrown their buffers are paused, and those whose echoes wait if they
+   hold more than the mean: their peers feel it as a slow network. Whoever has room for the rest of
+   a frame may go on, since its end is what gives memory back. That is looked at ten times a second,
+   and over as soon as memory is relieved;
+3. if it is not within a second, the largest holders are closed at once, however well they behave.
 
 Frames before sizes, because a peer that dribbles is at fault, and one that holds much may only be
 far away. And whatever the marks, a request that would pass the limit itself is met at once, from
@@ -62,7 +65,7 @@ class MemoryBudget(Timer):
         pool.make_room = self._make_room
 
     def on_ready(self, _mask: int, now: float) -> None:
-        """Close who is overdue, and pause the large holders; called in the turn after the alarm."""
+        """Close who is overdue, and pause who needs more; called in the turn after the alarm."""
         pool = self._pool
         held = pool.held
         if self.filed or held <= pool.alarm:
@@ -70,17 +73,21 @@ class MemoryBudget(Timer):
         self._short_since = now
         closed = self._close_overdue(now)
         if pool.held > self._relieved_below:
-            self._pause_large(now)
+            self._pause(now)
         self._log.warning(
             "memory_short", held=held, limit=pool.limit, closed=closed, paused=len(self._paused)
         )
-        if self._paused:
-            self._loop.schedule(self, now + PATIENCE_SECONDS)
+        if pool.held > self._relieved_below:
+            self._loop.schedule(self, now)
         else:
             self._relieve(now, shed=0)
 
     def on_deadline(self, now: float) -> None:
-        """Shed until memory is relieved, and let the others go on."""
+        """Look again; when patience is at its end, shed until memory is relieved."""
+        if self._pool.held > self._relieved_below and now < self._short_since + PATIENCE_SECONDS:
+            self._pause(now)
+            self._loop.schedule(self, now)
+            return
         shed = 0
         while self._pool.held > self._relieved_below:
             self._largest().shed(now)
@@ -101,14 +108,19 @@ class MemoryBudget(Timer):
             closed += heappop(overdue)[-1].vacate(now)
         return closed
 
-    def _pause_large(self, now: float) -> None:
+    def _pause(self, now: float) -> None:
         holders = self._pool.held_by
         mean = self._pool.held / len(holders)
-        large = [owner for owner, held in holders.items() if held >= mean]
-        for owner in large:
-            if isinstance(owner, Connection):
-                self._paused.add(owner)
-                owner.pause(now)
+        paused = [
+            owner
+            for owner, held in holders.items()
+            if isinstance(owner, Connection)
+            and owner not in self._paused
+            and (owner.protocol.outgrown or (held >= mean and owner.protocol.unsent_bytes))
+        ]
+        for connection in paused:
+            self._paused.add(connection)
+            connection.pause(now)
 
     def _relieve(self, now: float, shed: int) -> None:
         """Let those who were paused go on."""

@@ -210,6 +210,11 @@ class EchoProtocol(Lifecycle):
         return self._pending is not None or self._leave_blocked
 
     @property
+    def outgrown(self) -> bool:
+        """Whether what is to come of a frame needs a larger buffer."""
+        return self._partial is not None and self._partial.outgrown
+
+    @property
     def has_backlog(self) -> bool:
         """Whether received bytes wait for `resume`; no descriptor will tell."""
         partial = self._partial if self.state in READING and not self._paused else None

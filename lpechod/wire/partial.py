@@ -66,6 +66,11 @@ class PartialFrame:
         """Whether all that was asked for is there, so that a look at it will tell more."""
         return self.need <= self.have
 
+    @property
+    def outgrown(self) -> bool:
+        """Whether the buffer is too small for the frame."""
+        return self.need > len(self.buffer)
+
     def room(self) -> memoryview | None:
         """Return where the next bytes go; None if there is no memory for them.
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from lpechod.engine.buffers import HEADROOM_BYTES, RECEIVE_BYTES, BufferPool
 from lpechod.engine.loop import Loop, Source
 from lpechod.engine.poller import ERROR, HANGUP, PEER_CLOSED, READABLE, WRITABLE
-from lpechod.engine.rotation import UNDIVIDED
+from lpechod.engine.rotation import FRAME_COST_BYTES, SHARED_FRAME_BYTES, UNDIVIDED
 from lpechod.engine.wheel import Timer
 from lpechod.net.handshake import Greeter, Handshake, HandshakeError
 from lpechod.net.host import Host
@@ -62,22 +62,9 @@ class Connection(Timer):
     """
 
     __slots__ = (
-        "_fin_sent",
-        "_greeter",
-        "_handshakes",
-        "_host",
-        "_interest",
-        "_loop",
-        "_rotation",
-        "_transport",
-        "account",
-        "listener",
-        "number",
-        "opened_at",
-        "peer",
-        "protocol",
-        "proxy",
-    )
+        "_fin_sent", "_greeter", "_handshakes", "_host", "_interest", "_loop", "_rotation",
+        "_transport", "account", "listener", "number", "opened_at", "peer", "protocol", "proxy",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -135,7 +122,11 @@ class Connection(Timer):
         if count > 0:
             if count >= self._rotation.share or self in self._rotation.members:
                 self._weigh(count)
-            if echo := self.protocol.receive_data(count, now):
+            protocol = self.protocol
+            frames = protocol.frames
+            echo = protocol.receive_data(count, now)
+            self._charge(protocol.frames - frames)
+            if echo:
                 self._send(echo, now)
         elif count == 0:
             self._receive_end(now)
@@ -148,6 +139,13 @@ class Connection(Timer):
     def _weigh(self, count: int) -> None:
         """Take note of a large read, or of any by one who is served by turns."""
         self._rotation.weigh(self, count, self.protocol.unsent_bytes)
+
+    def _charge(self, frames: int) -> None:
+        """Take note of so many frames that were looked at one by one, as if they had been bytes."""
+        if self in self._rotation.members:
+            self._rotation.spent += frames * FRAME_COST_BYTES
+        elif frames >= self._rotation.share // SHARED_FRAME_BYTES:
+            self._weigh(frames * FRAME_COST_BYTES)
 
     def _send(self, echo: memoryview, now: float) -> None:
         """Send echoes, which count as sent; what the kernel does not take goes to the queue."""
@@ -170,7 +168,9 @@ class Connection(Timer):
         if protocol.has_backlog:
             # Before the flush, which takes note of whether the kernel refuses any of the echoes:
             # under edge-triggering nobody else would send those that are queued behind it.
+            frames = protocol.frames
             protocol.resume(now)
+            self._charge(protocol.frames - frames)
         wanted = mask & self._interest
         if wanted & WRITABLE:
             self._flush(now)

@@ -129,8 +129,11 @@ class EchoProtocol(Lifecycle):
             sent: how many bytes of it were taken.
             now: the time.
         """
+        late = count_frames(echo, len(echo)) - count_frames(echo, sent)
+        self._queue_unsent(echo, sent, late, now)
+
+    def _queue_unsent(self, echo: memoryview, sent: int, late: int, now: float) -> None:
         size = len(echo)
-        late = count_frames(echo, size) - count_frames(echo, sent)
         spare = self._spare
         if spare is not None and (size - sent) * _WORTH >= len(spare):
             self._spare = None
@@ -142,9 +145,10 @@ class EchoProtocol(Lifecycle):
     def resume(self, now: float) -> None:
         """Go on with frames that `FRAMES_PER_TURN` left over; to be called while `has_backlog`."""
         if self._partial is not None:
+            frames = self.frames
             echo = self._scan_partial(self._partial, now)
             if echo is not None:
-                self.unsent(echo, 0, now)
+                self._queue_unsent(echo, 0, self.frames - frames, now)
         self.changed = True
 
     def make_room(self, waiting: int) -> None:

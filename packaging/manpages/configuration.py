@@ -119,9 +119,9 @@ _NOTES: Final = {
         `2 * max_frame + high_watermark`. A buffer has 1 KiB, 4 KiB, 16 KiB and so on to 1 MiB, then
         2 MiB, 4 MiB, 8 MiB and so on, and 64 bytes more; so that is 3073 KiB by default. Past
         `overload_threshold` percent of it, those who take longer than `timeouts.overload_frame`
-        for a frame are closed. If that is not enough, those are paused who need more than they have;
-        and those who hold most are shed if that has not helped within a second, or if the limit
-        itself would be passed.""",
+        for a frame are closed. If that is not enough, those who need more are paused; and those who
+        hold most are shed if that has not helped within a second, or if the limit itself would be
+        passed.""",
     "limits.overload_threshold": """Between 50 and 100. From there on, connections that are overdue
         by `timeouts.overload_idle` or `timeouts.overload_frame` are closed, the longest overdue
         first, until there is room again. With 100 that begins when all places are taken.""",

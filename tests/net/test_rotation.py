@@ -9,8 +9,15 @@ import pytest
 
 from lpechod.engine.buffers import RECEIVE_BYTES
 from lpechod.engine.poller import MAX_EVENTS, available
-from lpechod.engine.rotation import FEW, LEAST_SHARE_BYTES, ROTATED_BYTES, SHARED_BYTES
+from lpechod.engine.rotation import (
+    FEW,
+    FRAME_COST_BYTES,
+    LEAST_SHARE_BYTES,
+    ROTATED_BYTES,
+    SHARED_BYTES,
+)
 from lpechod.net.entrance import OPEN_TO_ALL, Entrance
+from lpechod.wire.echo import FRAMES_PER_TURN
 from lpechod.wire.settings import EchoSettings
 from tests.net.conftest import Serve
 from tests.net.harness import SECURED, Client, EchoServer, frame
@@ -266,3 +273,47 @@ def test_a_drain_among_many(serve: Serve) -> None:
 
     assert client.receive_exactly(len(data)) == data
     client.expect_eof()
+
+
+MOST_FRAMES = ROTATED_BYTES // FRAME_COST_BYTES
+"""In a turn of those who are served by turns; the last may pass it."""
+
+
+@pytest.mark.parametrize("crowd", [20, CROWD, 200])
+def test_a_turn_of_tiny_frames(serve: Serve, crowd: int) -> None:
+    """However many pipeline mixed tiny frames, after the first turn there is a bound for all."""
+    server = serve()
+    clients = [server.connect() for _ in range(crowd)]
+    server.turn_until(lambda: all(client.greet() for client in clients), "handshakes")
+    server.settle()
+    block = b"".join(frame(bytes(number % 2)) for number in range(3000))
+    waiting = [memoryview(block) for _ in clients]
+    most = []
+    for _ in range(6 * crowd):
+        before = server.tally.frames
+        server.loop.turn()
+        most.append(server.tally.frames - before)
+        waiting = [
+            rest[client.send_some(rest) :] for client, rest in zip(clients, waiting, strict=True)
+        ]
+    for client in clients:
+        assert client.receive_exactly(len(block)) == block
+
+    assert max(most[3:]) <= MOST_FRAMES + 2 * FRAMES_PER_TURN
+
+
+def test_a_ping_beside_tiny_frames(serve: Serve) -> None:
+    """Who sends a frame at a time is served in each turn, whatever the others' backlogs."""
+    server = serve()
+    clients = [server.connect() for _ in range(CROWD)]
+    small = server.connect()
+    server.turn_until(lambda: all(client.greet() for client in [*clients, small]), "handshakes")
+    server.settle()
+    block = b"".join(frame(bytes(number % 2)) for number in range(3000))
+    for client in clients:
+        assert client.send_some(block) == len(block)
+    server.loop.turn()
+    for _ in range(20):
+        small.send_some(PING)
+        server.loop.turn()
+        assert small.receive_exactly(len(PING)) == PING

@@ -18,7 +18,14 @@ frames are returned in the same way unless others wait before them, and a queue.
 from collections.abc import Hashable
 
 from lpechod.wire.deadlines import Deadlines
-from lpechod.wire.frames import HEADER_BYTES, TOO_LARGE, count_frames, scan, unpack_length
+from lpechod.wire.frames import (
+    HEADER_BYTES,
+    TOO_LARGE,
+    UNSCANNED,
+    count_frames,
+    scan,
+    unpack_length,
+)
 from lpechod.wire.lifecycle import OVER, READING, Lifecycle
 from lpechod.wire.partial import PartialFrame
 from lpechod.wire.pending import Buffers, PendingEchoes
@@ -293,7 +300,7 @@ class EchoProtocol(Lifecycle):
                 return None
             self._calm()
             return buffer[:whole]
-        if self._pending is None or whole * _WORTH >= len(buffer):
+        if self._pending is None or (need != UNSCANNED and whole * _WORTH >= len(buffer)):
             self._queue(now).append(buffer, whole, frames, now)
             self._owe(whole, frames, now)
             self._keep(rest, need, now)

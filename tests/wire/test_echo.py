@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from lpechod.engine.buffers import RECEIVE_BYTES
+from lpechod.engine.buffers import HEADROOM_BYTES, RECEIVE_BYTES
 from lpechod.wire.echo import FRAMES_PER_TURN
 from lpechod.wire.frames import encode_header
 from lpechod.wire.settings import EchoSettings
@@ -336,6 +336,17 @@ class TestBacklog:
         stream = bytes(4 * 3000) + patterned(500_000)
         shell = Shell(segments=[100_000] * 10)
         shell.feed(stream)
+        assert shell.sent == stream
+
+    def test_behind_a_peer_that_does_not_read(self) -> None:
+        """Its echoes share a buffer while the rest is looked at: two are held, not four."""
+        stream = patterned(64) * (RECEIVE_BYTES // 68)
+        shell = Shell()
+        shell.room = 0
+        shell.feed(stream)
+        assert shell.protocol.unsent_bytes >= 3 * RECEIVE_BYTES // 4
+        assert shell.held <= 2 * (RECEIVE_BYTES + HEADROOM_BYTES)
+        shell.make_room()
         assert shell.sent == stream
 
     def test_pressure(self) -> None:

@@ -77,6 +77,7 @@ class Loop:
         "_closing",
         "_due",
         "_due_at",
+        "_line",
         "_on_turn",
         "_poll",
         "_poller",
@@ -104,6 +105,7 @@ class Loop:
         self._on_turn = on_turn
         self.shortcut: Callable[[Ready, int, float], Ready] | None = None
         self.rotation: Rotation[Source] = Rotation()
+        self._line = self.rotation.line
         self._sources: dict[int, Source] = {}
         self._again: dict[Source, int] = {}
         self._closing: list[Closing] = []
@@ -117,8 +119,8 @@ class Loop:
 
     def turn(self) -> None:
         """Wait until something is due, and do it."""
-        again = self._again
-        if again:
+        again, line = self._again, self._line
+        if again or line:
             self._again = {}
             sleep: float | None = 0.0
         else:
@@ -128,14 +130,16 @@ class Loop:
                 sleep = _bounded(sleep)
         # By position: a keyword costs this call a third of its own time.
         ready = self.ready = self._poll(sleep, MAX_EVENTS)
-        events = len(ready) + len(again)
+        crowd = events = len(ready) + len(again)
         self.turns += 1
         now = self.now = self._clock()
-        if events:
+        if line:
+            crowd += len(line)
+        if crowd:
             if self.shortcut is not None:
-                ready = self.shortcut(ready, events, now)
-            if ready or again:
-                events -= self._call(ready, again, now)
+                ready = self.shortcut(ready, crowd, now)
+            if ready or again or line:
+                events += self._call(ready, again, now)
         if now >= self._due_at:
             self._expire(now)
         if self._closing:
@@ -143,41 +147,34 @@ class Loop:
         self._on_turn(self._clock() - now, events)
 
     def _call(self, ready: Ready, again: dict[Source, int], now: float) -> int:
-        """Call sources, last those who are served by turns, and tell how many calls that saves.
+        """Call sources, last those whose turn it is of all who are served by turns.
 
-        Of those, who has to wait is not called, and who is ready and has asked for the turn, too,
-        is called once, or it would be served twice.
+        Returns:
+            How many more were called than these; fewer if some have to wait for their turn.
         """
-        members = self.rotation.members
-        if not members:
+        rotation, members = self.rotation, self.rotation.members
+        if not members and not self._line:
             self._dispatch(ready, now)
             self._call_again(again, now)
             return 0
-        asked = members.keys() & again.keys()
-        masks = {source: again.pop(source) for source in asked}
-        others, twice = [], 0
+        given = len(ready) + len(again)
+        for asking in [source for source in again if source in members]:
+            rotation.line_up(asking, again.pop(asking))
+        others = []
         for fd, mask in ready:
             source = self._sources.get(fd)
-            if source is not None and source in members:
-                twice += source in masks
-                masks[source] = masks.get(source, 0) | mask
+            if source in members:
+                # Who has asked for the turn, too, is called once, or it would be served twice.
+                rotation.line_up(source, mask)
             else:
                 others.append((fd, mask))
+        called = len(others) + len(again)
         self._dispatch(others, now)
         self._call_again(again, now)
-        return twice + self._call_by_turns(masks, asked, now)
-
-    def _call_by_turns(self, masks: dict[Source, int], asked: set[Source], now: float) -> int:
-        put_off = 0
-        for source in self.rotation.line_up(masks):
-            if self.rotation.admits(source):
-                self._call_again({source: masks[source]}, now)
-                continue
-            put_off += 1
-            # A level-triggered poller will tell again.
-            if self.edge_triggered or source in asked:
-                self.again(source, masks[source])
-        return put_off
+        for source, mask in rotation.turns():
+            self._call_again({source: mask}, now)
+            called += 1
+        return called - given
 
     def _dispatch(self, ready: Ready, now: float) -> None:
         sources = self._sources
@@ -286,8 +283,8 @@ class Loop:
         """Close something at the end of this turn, and forget what it asked `again` for."""
         self._closing.append(closing)
         self._again.pop(closing, None)
-        if self.rotation.members:
-            self.rotation.leave(closing)
+        if self.rotation.members or self._line:
+            self.rotation.forget(closing)
 
     # Deadlines.
 

@@ -2,17 +2,19 @@
 
 Whoever is ready is served in each turn of the loop, which is what keeps latencies short. But 200
 who have 256 KiB each would make a turn of a tenth of a second. So among many a turn is divided; and
-who has filled its share, and therefore has more, is served *by turns* from then on: whoever has
-waited for longest first, with as much as there is room for, until that turn's budget is used up.
+who has filled its share, and therefore has more, is served *by turns* from then on: whoever was
+ready first comes first, with as much as there is room for, until that turn's budget is used up.
 Invariants:
 
-- each turn serves the one who has waited for longest: no turn is wasted, and nobody has to wait for
-  more than that all others have been served once;
+- each turn serves the one who has been ready for longest: no turn is wasted, and nobody has to wait
+  for more than that all others have been served once;
+- a turn costs what is new in it, and who is served, and not all who wait;
 - whoever moves little at a time is served in each turn, before all of those.
 """
 
 import sys
-from collections.abc import Collection, Iterator
+from collections import OrderedDict
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
@@ -60,18 +62,19 @@ class Rotation(Generic[_Source]):
     Attributes:
         share: the most that one who is not served by turns should receive in the present turn, in
             bytes.
-        members: those who are served by turns, each with its place in line, smallest first.
+        members: those who are served by turns.
+        line: those of them who are ready and whose turn has not come yet, with their masks.
         spent: how many bytes they have moved in the present turn; for them to count.
     """
 
-    __slots__ = ("_budget", "_last", "_little", "members", "share", "spent")
+    __slots__ = ("_little", "line", "members", "share", "spent")
 
     def __init__(self) -> None:
         self.share = UNDIVIDED
-        self.members: dict[_Source, int] = {}
+        self.members: set[_Source] = set()
         self.spent = 0
-        self._budget = SHARED_BYTES
-        self._last = 0
+        # Not a dict: to take the first of one, again and again, walks over all that were before.
+        self.line: OrderedDict[_Source, int] = OrderedDict()
         self._little: dict[_Source, int] = {}
         """Members that have received little of late: how often, one time after the other."""
 
@@ -100,20 +103,24 @@ class Rotation(Generic[_Source]):
         return buffer
 
     def join(self, source: _Source) -> None:
-        """Put a source last in line, in which it may be already."""
-        self._last += 1
-        self.members[source] = self._last
+        """Serve a source by turns from now on, as it may be already."""
+        self.members.add(source)
 
     def leave(self, source: _Source) -> None:
-        """Serve a source in each turn from now on; it need not be in line."""
-        self.members.pop(source, None)
+        """Serve a source in each turn from now on, as it may be already."""
+        self.members.discard(source)
         self._little.pop(source, None)
+
+    def forget(self, source: _Source) -> None:
+        """Let a source go that has ended."""
+        self.leave(source)
+        self.line.pop(source, None)
 
     def weigh(self, source: _Source, received: int, pending: int) -> None:
         """Decide how a source is served from now on: by turns, if it has filled its share.
 
         Args:
-            source: one that is in line, or has filled its share.
+            source: one that is served by turns, or has filled its share.
             received: how many bytes it has received with one call, or what its frames cost.
             pending: how many bytes it has yet to send.
         """
@@ -135,19 +142,18 @@ class Rotation(Generic[_Source]):
         if pending >= LEAST_SHARE_BYTES and source not in self.members:
             self.join(source)
 
-    def line_up(self, ready: Collection[_Source]) -> list[_Source]:
-        """Return those who are ready in the order in which to serve them, and begin to count.
+    def line_up(self, source: _Source, mask: int) -> None:
+        """Note that a source is ready; who is in line already stays where it is.
 
-        Who is no member any more is the first.
+        Args:
+            source: one that is served by turns.
+            mask: for what it is ready, in addition to what it has been ready for before.
         """
-        self.spent = 0
-        self._budget = ROTATED_BYTES if len(ready) > FEW else SHARED_BYTES
-        return sorted(ready, key=lambda source: self.members.get(source, 0))
+        self.line[source] = self.line.get(source, 0) | mask
 
-    def admits(self, source: _Source) -> bool:
-        """Tell whether it is a source's turn, and put it last in line if so."""
-        if source in self.members:
-            if self.spent >= self._budget:
-                return False
-            self.join(source)
-        return True
+    def turns(self) -> Iterator[tuple[_Source, int]]:
+        """Yield, with their masks, those whose turn it is, as long as the budget lasts."""
+        self.spent = 0
+        budget = ROTATED_BYTES if len(self.line) > FEW else SHARED_BYTES
+        while self.line and self.spent < budget:
+            yield self.line.popitem(last=False)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from lpechod.engine.buffers import RECEIVE_BYTES
-from lpechod.engine.poller import EDGE, READABLE, WRITABLE
+from lpechod.engine.poller import EDGE, READABLE, WRITABLE, Ready
 from lpechod.engine.rotation import (
     FEW,
     LEAST_SHARE_BYTES,
@@ -119,66 +119,66 @@ class TestMembers:
         assert not rotation._little
 
 
+def line_up(rotation: Rotation[str], *names: str) -> None:
+    """Have some be ready, who are served by turns."""
+    for name in names:
+        rotation.join(name)
+        rotation.line_up(name, READABLE)
+
+
+def served(rotation: Rotation[str], cost: int) -> list[str]:
+    """Serve a turn, in which each moves so many bytes."""
+    names = []
+    for name, _ in rotation.turns():
+        names.append(name)
+        rotation.weigh(name, cost, 0)
+    return names
+
+
 class TestTurns:
     """Whose turn it is."""
 
     def test_the_longest_wait(self, rotation: Rotation[str]) -> None:
-        """Whoever has been served is the last in line, and the first is served in any case."""
-        names = ["c", "a", "b"]
-        for name in names:
-            rotation.join(name)
+        """Whoever was ready first is served first, and in any case; then it is the last in line."""
+        line_up(rotation, "c", "a", "b")
         for turn in range(6):
-            first, *others = rotation.line_up(names)
-            assert first == names[turn % 3]
-            assert rotation.admits(first)
-            rotation.weigh(first, SHARED_BYTES, 0)
-            assert not any(rotation.admits(other) for other in others)
+            line_up(rotation, "b", "a", "c")  # They still are.
+            assert served(rotation, SHARED_BYTES) == ["cab"[turn % 3]]
 
     def test_as_long_as_there_is_room(self, rotation: Rotation[str]) -> None:
         """One after the other is served until they have moved what a turn has for them."""
         names = [f"{number:02}" for number in range(10)]
-        for name in names:
-            rotation.join(name)
         for _ in range(5):
-            served = []
-            for name in rotation.line_up(names):
-                if rotation.admits(name):
-                    served.append(name)
-                    rotation.weigh(name, SHARED_BYTES // 4, 0)
-            assert served == names[:4]
-            names = names[4:] + served
+            line_up(rotation, *names)
+            assert served(rotation, SHARED_BYTES // 4) == names[:4]
+            names = names[4:] + names[:4]
 
-    @pytest.mark.parametrize(("ready", "served"), [(FEW, 8), (FEW + 1, 1)])
-    def test_few_and_many(self, rotation: Rotation[str], ready: int, served: int) -> None:
+    @pytest.mark.parametrize(("ready", "expected"), [(FEW, 8), (FEW + 1, 1)])
+    def test_few_and_many(self, rotation: Rotation[str], ready: int, expected: int) -> None:
         """Few may move together what any few may; of many, no more than does not hold up others."""
-        names = [f"{number:02}" for number in range(ready)]
-        for name in names:
-            rotation.join(name)
-        admitted = 0
-        for name in rotation.line_up(names):
-            if rotation.admits(name):
-                admitted += 1
-                rotation.weigh(name, ROTATED_BYTES, 0)
-        assert admitted == served
+        line_up(rotation, *(f"{number:02}" for number in range(ready)))
+        assert len(served(rotation, ROTATED_BYTES)) == expected
 
     def test_who_was_not_ready(self, rotation: Rotation[str]) -> None:
-        """Whoever was not ready when its turn came is served as soon as it is."""
-        for name in ("a", "b", "c"):
-            rotation.join(name)
-        for name in ("b", "c", "b"):
-            first, _ = rotation.line_up(["b", "c"])
-            assert first == name
-            assert rotation.admits(first)
-        assert rotation.line_up(["c", "b", "a"]) == ["a", "c", "b"]
+        """Whoever becomes ready later is served later."""
+        line_up(rotation, "b", "c")
+        assert served(rotation, SHARED_BYTES) == ["b"]
+        line_up(rotation, "a", "c", "b")
+        assert [served(rotation, SHARED_BYTES) for _ in range(4)] == [["c"], ["a"], ["b"], []]
 
-    def test_who_is_no_member_any_more(self, rotation: Rotation[str]) -> None:
-        """Whoever has left after the turn began need not wait, and is not made a member."""
-        rotation.join("a")
-        assert rotation.line_up(["a", "b"]) == ["b", "a"]
-        rotation.spent = SHARED_BYTES
-        assert rotation.admits("b")
-        assert not rotation.admits("a")
-        assert "b" not in rotation.members
+    def test_masks_add_up(self, rotation: Rotation[str]) -> None:
+        """Whoever waits is served once, for all that it has been ready for."""
+        line_up(rotation, "one")
+        rotation.line_up("one", WRITABLE)
+        assert list(rotation.turns()) == [("one", READABLE | WRITABLE)]
+
+    def test_who_has_ended(self, rotation: Rotation[str]) -> None:
+        """Whoever has ended is not waited for, and is not kept."""
+        line_up(rotation, "a", "b")
+        rotation.forget("a")
+        assert served(rotation, SHARED_BYTES) == ["b"]
+        rotation.forget("b")
+        assert not rotation.members
 
 
 class TestLoop:
@@ -241,5 +241,38 @@ class TestLoop:
         """Whoever closes is not waited for any more."""
         actor = Actor(stage, "actor")
         stage.loop.rotation.join(actor)
+        stage.loop.rotation.line_up(actor, READABLE)
         stage.loop.defer_close(actor)
         assert not stage.loop.rotation.members
+        assert not stage.loop.rotation.line
+
+    def test_nobody_sleeps_while_somebody_waits(self, stage: Stage) -> None:
+        """A turn in which nothing is new serves the next in line, without waiting for anything."""
+        actors = [Actor(stage, name) for name in ("first", "second")]
+        for actor in actors:
+            greedy(stage, actor)
+            stage.loop.rotation.line_up(actor, READABLE)
+        stage.loop.turn()
+        stage.loop.turn()
+
+        assert stage.journal == [("first", "ready", READABLE), ("second", "ready", READABLE)]
+        assert stage.poller.timeouts == [0.0, 0.0]
+        assert [events for _, events in stage.turns] == [1, 1]
+
+    def test_the_crowd_is_all_who_wait(self, stage: Stage) -> None:
+        """A turn is divided among those who are in line, too."""
+        crowds = []
+
+        def shortcut(ready: Ready, crowd: int, _now: float) -> Ready:
+            crowds.append(crowd)
+            return ready
+
+        stage.loop.shortcut = shortcut
+        for number in range(5):
+            actor = Actor(stage, str(number))
+            greedy(stage, actor)
+            stage.loop.again(actor, READABLE)
+        for _ in range(3):
+            stage.loop.turn()
+
+        assert crowds == [5, 4, 3]

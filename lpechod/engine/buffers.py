@@ -5,7 +5,7 @@ Bytes that cannot leave in the same turn move to a buffer that belongs to one ow
 
 - a buffer is at most four times as large as the bytes it was asked for (smallest class aside), so
   memory grows with what has arrived and never with what was announced;
-- ``held`` is the sum of all buffers given out and never passes ``limit``;
+- ``held`` is the sum of all buffers given out; with those that are kept it never passes ``limit``;
 - buffers are kept for reuse: a fresh megabyte costs 256 page faults, more than copying it.
 """
 
@@ -44,8 +44,8 @@ _KEPT_BYTES = 16 * 1024 * 1024
 """Unused buffers that are kept in any case."""
 
 _KEPT_BUFFERS = 4
-"""Of the largest size, so many are kept, too; but no more than half of all that may be given out.
-Without, each frame of 5 MB took 3.5 times as much CPU, most of it for fresh pages."""
+"""Of the largest size, so many are kept, too; but no more than a quarter of all that may be given
+out. Without, each frame of 5 MB took 3.5 times as much CPU, most of it for fresh pages."""
 
 
 class BufferPool:
@@ -109,6 +109,8 @@ class BufferPool:
         if free:
             self._idle -= capacity
             return free.pop()
+        if self.held + self._idle > self.limit:
+            self._reclaim()
         return _memory(capacity)
 
     def release(self, buffer: memoryview, owner: Hashable) -> None:
@@ -129,6 +131,14 @@ class BufferPool:
             self._idle += capacity
             self._free.setdefault(capacity, []).append(buffer)
 
+    def _reclaim(self) -> None:
+        """Let go of unused buffers, large ones first, until all memory is within the limit."""
+        for capacity in sorted(self._free, reverse=True):
+            free = self._free[capacity]
+            while free and self.held + self._idle > self.limit:
+                free.pop()
+                self._idle -= capacity
+
 
 def capacity_for(size: int) -> int:
     """Return how large a buffer is that so many bytes are given."""
@@ -142,7 +152,7 @@ def kept_bytes(limit: int, largest: int) -> int:
         limit: the most that may be given out, in bytes.
         largest: the largest frame with its header, in bytes.
     """
-    return max(_KEPT_BYTES, min(_KEPT_BUFFERS * capacity_for(largest), limit // 2))
+    return max(_KEPT_BYTES, min(_KEPT_BUFFERS * capacity_for(largest), limit // 4))
 
 
 def _memory(size: int) -> memoryview:

@@ -26,8 +26,8 @@ TICKS_PER_SECOND = 10
 milliseconds; a finer tick only wakes the process more often."""
 
 TIMERS_PER_TURN = 256
-"""Timers that fire in one turn; those that are left go before all that is due later. The deadlines
-of 8,000 connections that came in one tick meet in one tick, and took a turn of 80 ms."""
+"""Timers that fire in one turn. Those that are left go before all that is due later, but for urgent
+ones. 8,000 connections that came in one tick have deadlines in one tick: a turn of 80 ms."""
 
 _LONGEST_SLEEP_SECONDS = 86_400.0
 """epoll_wait(2) and poll(2) take milliseconds in an int: 24.8 days. A turn a day costs nothing."""
@@ -218,7 +218,11 @@ class Loop:
 
     def _expire(self, now: float) -> None:
         due = self._due
-        due += self._wheel.advance(math.floor(now * TICKS_PER_SECOND))
+        for timer in self._wheel.advance(math.floor(now * TICKS_PER_SECOND)):
+            if timer.urgent:
+                due.appendleft(timer)
+            else:
+                due.append(timer)
         fired = [due.popleft() for _ in range(min(len(due), TIMERS_PER_TURN))]
         self._note_due()
         for timer in fired:
@@ -293,7 +297,8 @@ class Loop:
 
         Args:
             timer: fires in the first turn after this whose time is not before the deadline, up to
-                a tick and the length of a turn late, never early.
+                a tick and the length of a turn late, never early; later only if `TIMERS_PER_TURN`
+                are due before it.
             deadline: in seconds of the loop's clock; infinity cancels.
         """
         if deadline == math.inf:
@@ -323,7 +328,7 @@ class Loop:
 
     @property
     def timers(self) -> int:
-        """How many timers are filed."""
+        """How many timers are filed; those due are in it until their turn, called off or not."""
         return len(self._wheel) + len(self._due)
 
 

@@ -38,9 +38,9 @@ about a millisecond of copying; the last may pass it. Whoever echoes 200 times a
 falls behind if turns take five. Of a few, none is put off for less than `SHARED_BYTES`."""
 
 FRAME_COST_BYTES = 32
-"""What it costs to find a frame's end, as bytes moved by those who are served by turns: 16,384 of
-them, about 4 ms if no two are alike, are a turn's budget. By bytes alone, 900 who pipeline frames
-of a byte would make turns of 0.2 s."""
+"""What it costs to find a frame's end, as bytes moved by those who are served by turns: 16,384 are
+a turn's budget. That takes 0.7 ms if they are alike, 4 ms if no two are: a compromise, as what they
+cost is known too late. By bytes alone, 900 who pipeline frames of a byte make turns of 0.2 s."""
 
 SHARED_FRAME_BYTES = SHARED_BYTES // (ROTATED_BYTES // FRAME_COST_BYTES)
 """Likewise in a share: so all shares together are as many frames."""

@@ -19,6 +19,7 @@ A heap was rejected: cancelled entries linger in it, and a daemon cancels nearly
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import ClassVar
 
 NEVER = 1 << 62
 """A tick that does not come."""
@@ -41,6 +42,9 @@ class Timer(ABC):
     """
 
     __slots__ = ("tick",)
+
+    urgent: ClassVar = False
+    """Whether it fires before all others that are due: who keeps watch can't wait for 10,000."""
 
     def __init__(self) -> None:
         self.tick = _UNFILED

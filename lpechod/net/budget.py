@@ -45,6 +45,8 @@ class MemoryBudget(Timer):
         seconds: how long memory has been short, in all.
     """
 
+    urgent = True
+
     __slots__ = (
         "_holders", "_log", "_loop", "_paused", "_pool", "_relieved_below", "_short_since",
         "seconds",
@@ -148,6 +150,11 @@ class MemoryBudget(Timer):
             largest.shed(self._loop.now)
 
     def _largest(self) -> Connection:
+        pool = self._pool
         largest = self._holders.largest()
+        if pool.held_by[largest] * len(pool.held_by) < pool.held:
+            # Who holds most holds the mean at least: others have grown since that was looked at.
+            self._holders.forget()
+            largest = self._holders.largest()
         assert isinstance(largest, Connection)  # noqa: S101 - nobody else owns buffers.
         return largest

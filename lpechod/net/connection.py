@@ -141,7 +141,7 @@ class Connection(Timer):
         self._rotation.weigh(self, count, self.protocol.unsent_bytes)
 
     def _charge(self, frames: int) -> None:
-        """Take note of so many frames that were looked at one by one, as if they had been bytes."""
+        """Take note of so many frames that were found, as if they had been bytes."""
         if self in self._rotation.members:
             self._rotation.spent += frames * FRAME_COST_BYTES
         elif frames >= self._rotation.share // SHARED_FRAME_BYTES:

@@ -11,39 +11,35 @@ from collections.abc import Hashable, Mapping
 from operator import itemgetter
 
 from lpechod.engine.loop import Loop
+from lpechod.engine.wheel import Timer
 
 _FEW = 256
 """Sorted in each turn that asks: 50 us."""
 
-_GOOD_FOR_SECONDS = 0.1
-"""For how long an order of more than that is used."""
-
 _held = itemgetter(1)
 
 
-class Holders:
-    """The holders of a pool, largest first.
+class Holders(Timer):
+    """The holders of a pool, largest first; as a timer, it forgets their order.
 
     Args:
         held_by: how many bytes each of them holds; not copied.
         loop: tells turns and time.
     """
 
-    __slots__ = ("_held_by", "_looked_at", "_loop", "_order", "_turn")
+    __slots__ = ("_held_by", "_loop", "_order", "_turn")
 
     def __init__(self, held_by: Mapping[Hashable, int], loop: Loop) -> None:
+        super().__init__()
         self._held_by = held_by
         self._loop = loop
         self._order: list[tuple[Hashable, int]] = []
         """Smallest first, as it costs nothing to take the last of a list."""
         self._turn = -1
-        self._looked_at = 0.0
 
     def largest(self) -> Hashable:
         """Return who holds most, of which there has to be one."""
-        if self._turn != self._loop.turns and (
-            len(self._held_by) <= _FEW or self._loop.now >= self._looked_at + _GOOD_FOR_SECONDS
-        ):
+        if self._turn != self._loop.turns and len(self._held_by) <= _FEW:
             self.forget()
         while True:
             if not self._order:
@@ -59,7 +55,13 @@ class Holders:
     def forget(self) -> None:
         """Look anew next time; until then nobody is kept in memory for this."""
         self._order.clear()
+        self._loop.cancel(self)
+
+    def on_deadline(self, _now: float) -> None:
+        """Forget: much may have changed."""
+        self.forget()
 
     def _look(self) -> None:
         self._order = sorted(self._held_by.items(), key=_held)
-        self._turn, self._looked_at = self._loop.turns, self._loop.now
+        self._turn = self._loop.turns
+        self._loop.schedule(self, self._loop.now)  # At the next tick.

@@ -3,7 +3,7 @@
 A connection has a deadline from its first moment, but to file and to cancel its timer is a tenth of
 all that a short one costs. So newcomers wait for the wheel's next tick, for a tenth of a second at
 most. Those who are still there then are filed; those whose deadline has come meet it in the same
-turn in which the wheel would have fired.
+turn in which the wheel would have fired, or in the next ones if they are many.
 """
 
 from lpechod.engine.loop import Loop

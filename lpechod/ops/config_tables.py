@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from lpechod.engine.buffers import capacity_for
+from lpechod.engine.buffers import RECEIVE_BYTES, capacity_for
 from lpechod.net.address import TcpAddress
 from lpechod.net.networks import AccessList
 from lpechod.ops.config_errors import Conflict, refuse
@@ -272,8 +272,8 @@ class LimitsConfig(Table):
         if size < needed:
             message = (
                 f"{format_size(size)} is less than {format_size(needed)}; three buffers for a "
-                "frame of max_frame, each up to four times as large as that, and 2 * max_frame "
-                "+ high_watermark must fit"
+                "frame of max_frame, each up to four times as large as that and not under "
+                f"{format_size(RECEIVE_BYTES)}, two of that, and high_watermark must fit"
             )
             causes = (("limits", "max_frame"), ("limits", "high_watermark"))
             refuse(Conflict(message, because_of=causes))
@@ -285,18 +285,18 @@ def least_buffered(max_frame: int, high_watermark: int) -> int:
 
     That is, of a client that reads its echoes. While one frame is sent back, the next is collected;
     and when that has outgrown its buffer, it is copied to one of two or four times the size
-    (`lpechod.engine.buffers`). That takes two buffers and a half at most; of three, it is less than
-    what is taken for a want of memory by default (``limits.overload_threshold``). And what is sent
-    back may come to the high watermark.
+    (`lpechod.engine.buffers`). Of many small frames that come with one read, what has not been
+    looked at yet is in a buffer of its own, and is copied from there. And what is sent back may
+    come to the high watermark. Together that is less than what is taken for a want of memory by
+    default (``limits.overload_threshold``).
 
     Args:
         max_frame: the longest body, in bytes.
         high_watermark: pending bytes at which reading stops.
     """
-    needed = max(
-        3 * capacity_for(max_frame + HEADER_BYTES),
-        2 * max_frame + high_watermark,
-    )
+    reads = capacity_for(RECEIVE_BYTES)
+    frames = max(capacity_for(max_frame + HEADER_BYTES), reads)
+    needed = 3 * frames + 2 * reads + high_watermark
     return -(-needed // 1024) * 1024
 
 

@@ -44,8 +44,9 @@ class Balance:
         acceptor.on_suspended = self._suspend
 
     def close(self) -> None:
-        """Close what it has opened: nothing will be accepted any more."""
+        """Close what it has opened: nothing will be accepted any more, as the state says."""
         self._listener.close()
+        self._bell.ring()
 
     def _give_way(self, gives_way: bool) -> None:
         self._slot.waits = gives_way

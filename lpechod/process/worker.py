@@ -52,6 +52,8 @@ class Worker(Timer):
         log: where to write.
     """
 
+    urgent = True
+
     def __init__(
         self,
         config: Config,

@@ -288,6 +288,12 @@ class EchoProtocol(Lifecycle):
             partial.need = need
             self._aim(partial)
             return None
+        if need == UNSCANNED and self._pending is not None:
+            # Otherwise each go would keep a buffer for its part of the echoes.
+            self._enqueue_copy(buffer[:whole], frames, now)
+            if self.state not in OVER:
+                partial.drop(whole, need, now)
+            return None
         self._partial = None
         self.receive_into = shared = self._buffers.shared
         self.foreseen_bytes = whole if frames == 1 and whole > len(shared) else 0
@@ -300,7 +306,7 @@ class EchoProtocol(Lifecycle):
                 return None
             self._calm()
             return buffer[:whole]
-        if self._pending is None or (need != UNSCANNED and whole * _WORTH >= len(buffer)):
+        if self._pending is None or whole * _WORTH >= len(buffer):
             self._queue(now).append(buffer, whole, frames, now)
             self._owe(whole, frames, now)
             self._keep(rest, need, now)

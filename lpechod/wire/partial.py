@@ -91,6 +91,12 @@ class PartialFrame:
             self.buffer = larger
         return self.buffer[have:need]
 
+    def drop(self, count: int, need: int, now: float) -> None:
+        """Go on with what is behind the first ``count`` bytes, as if it had begun to arrive now."""
+        rest = self.have - count
+        self.buffer[:rest] = self.buffer[count : self.have]
+        self.have, self.need, self.since = rest, need, now
+
     def deadline(self, frame_s: float, min_rate_bytes_per_s: int) -> float:
         """Return by when it has to be whole, as far as its length is known."""
         return self.since + frame_s + (self.need - HEADER_BYTES) / min_rate_bytes_per_s

@@ -220,14 +220,14 @@ class TestReuse:
         ("limit", "largest", "kept"),
         [
             (256 * _MIB, _MIB + 4, 16 * _MIB),
-            (256 * _MIB, 16 * _MIB + 4, 4 * (16 * _MIB + HEADROOM_BYTES)),
-            (64 * _MIB, 16 * _MIB + 4, 32 * _MIB),
+            (1 << 30, 16 * _MIB + 4, 4 * (16 * _MIB + HEADROOM_BYTES)),
+            (256 * _MIB, 16 * _MIB + 4, 64 * _MIB),
             (8 * _MIB, _MIB + 4, 16 * _MIB),
-            (1 << 33, 1 << 30, 1 << 32),
+            (1 << 33, 1 << 30, 1 << 31),
         ],
     )
     def test_some_of_the_largest_are_kept(self, limit: int, largest: int, kept: int) -> None:
-        """Four of them, if that is no more than half of the limit; and 16 MiB in any case."""
+        """Four of them, if that is no more than a quarter of the limit; and 16 MiB in any case."""
         assert kept_bytes(limit, largest) == kept
 
     def test_keeps_nothing(self) -> None:
@@ -237,6 +237,19 @@ class TestReuse:
         pool.release(buffer, "owner")
 
         assert _acquire(pool, 1) is not buffer
+
+    def test_kept_ones_make_room(self) -> None:
+        """What is kept goes before all memory together would pass the limit, large ones first."""
+        pool = BufferPool(limit=100 * _KIB, keep=100 * _KIB)
+        sizes = [1, 4 * _KIB, 64 * _KIB]
+        for buffer in [_acquire(pool, size) for size in sizes]:
+            pool.release(buffer, "owner")
+        large = _acquire(pool, 16 * _KIB)
+        assert pool._idle + len(large) <= pool.limit
+        pool.release(large, "owner")
+        held = [_acquire(pool, 16 * _KIB) for _ in range(5)]
+        assert sum(map(len, held)) + pool._idle <= pool.limit
+        assert [len(free) for _, free in sorted(pool._free.items())] == [1, 1, 0, 0]
 
     def test_kept_bytes_are_counted_down_again(self) -> None:
         """A buffer that is given out again makes room for another to be kept."""
@@ -306,6 +319,7 @@ class PoolAgainstModel(RuleBasedStateMachine):
 
     @invariant()
     def kept_within_bounds(self) -> None:
+        assert self.pool.held + self.pool._idle <= self.LIMIT
         free = [buffer for buffers in self.pool._free.values() for buffer in buffers]
         assert sum(map(len, free)) == self.pool._idle <= self.KEEP
         assert all(len(b) == size for size, free in self.pool._free.items() for b in free)

@@ -327,3 +327,24 @@ class TestManyAtOnce:
         stage.loop.turn()
 
         assert [name for name, *_ in stage.journal] == [*(timer.name for timer in crowd), "later"]
+
+    def test_urgent_ones_go_first(self, stage: Stage, crowd: list[Actor]) -> None:
+        """Who keeps watch fires in time, however many are due before."""
+
+        class Watching(Actor):
+            urgent = True
+
+        stage.loop.schedule(Watching(stage, "first"), 1001.0)
+        stage.loop.schedule(Watching(stage, "second"), 1001.1)
+        stage.loop.turn()
+        assert stage.journal[0][0] == "first"
+        stage.clock.advance(0.2)
+        stage.loop.turn()
+        assert stage.journal[TIMERS_PER_TURN][0] == "second"
+        assert len(stage.journal) == 2 * TIMERS_PER_TURN < len(crowd)
+
+    def test_all_are_counted(self, stage: Stage, crowd: list[Actor]) -> None:
+        """Those who are due and have not fired are still timers."""
+        assert stage.loop.timers == len(crowd) + 1
+        stage.loop.turn()
+        assert stage.loop.timers == len(crowd) + 1 - TIMERS_PER_TURN

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from lpechod.net.budget import PATIENCE_SECONDS
+from lpechod.net.connection import Connection
 from lpechod.ops.config_tables import least_buffered
 from lpechod.wire.settings import EchoSettings
 from lpechod.wire.states import CloseReason
@@ -73,6 +74,32 @@ def test_the_least_that_may_be_configured_is_enough(serve: Serve, kib: int, smal
     server = serve(echo=echo, max_buffered_bytes=least, buffers=buffers)
     client = server.connect()
     client.exchange(frame(body_of(kib << 10)) * 3)
+
+    assert server.service.counts.closed[CloseReason.OVERLOAD] == 0
+    assert server.log.of("memory_short") == []
+
+
+@pytest.mark.parametrize("high_kib", [32, 256])
+@pytest.mark.parametrize("send", [4096, None])
+@pytest.mark.parametrize("most", [1 << 10, 64 << 10, 200_000, 256 << 10, 300_000, 1 << 20])
+def test_the_least_is_enough_for_many_small_ones(
+    serve: Serve, most: int, send: int | None, high_kib: int
+) -> None:
+    """Nor does a client that pipelines, and reads its echoes, need more, whatever the sizes."""
+    high = high_kib << 10
+    echo = replace(
+        ECHO, max_frame_bytes=most, high_watermark_bytes=high, low_watermark_bytes=high // 4
+    )
+    server = serve(
+        echo=echo,
+        max_buffered_bytes=least_buffered(most, high),
+        buffers=KernelBuffers(send=send, receive=4 << 20),
+    )
+    client = server.connect(buffers=KernelBuffers(send=4 << 20))
+    small = frame(body_of(64))
+    mixed = small * 50 + frame(body_of(300)) * 100 + frame(body_of(most))
+    client.exchange(small * (1_000_000 // len(small)))
+    client.exchange(mixed * (1_000_000 // len(mixed) + 1))
 
     assert server.service.counts.closed[CloseReason.OVERLOAD] == 0
     assert server.log.of("memory_short") == []
@@ -408,6 +435,26 @@ class TestLimit:
 
         assert server.service.pool.held <= LIMIT
         assert server.service.counts.closed[CloseReason.OVERLOAD] > 0
+
+    def test_whoever_has_grown_since_goes_first(
+        self, server: EchoServer, holder: Callable[[int], Client]
+    ) -> None:
+        """In a crowd, too, those who hold little are not shed for one who has just come to much."""
+        pool = server.service.pool
+        small = [server.connect() for _ in range(300)]
+        for client in small:
+            client.send(FRAME[:900])
+        server.settle()
+        assert isinstance(server.service.budget._largest(), Connection)
+        while pool.held + 2 * HELD <= LIMIT:
+            holder(2)
+        while pool.held + HELD <= LIMIT:
+            holder(1)
+        holder(1)
+        assert server.service.counts.closed[CloseReason.OVERLOAD] == 1
+
+        for client in small:
+            assert server.connection_of(client).protocol.wants_read
 
     def test_request_larger_than_the_limit(self, serve: Serve) -> None:
         """What can never be met ends the connection that asks, and is no defect."""

@@ -1,7 +1,9 @@
 """Who holds most, when that is asked again and again while holders come, go and change."""
 
+import weakref
 from collections.abc import Hashable
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +22,15 @@ class Counted(dict[Hashable, int]):
         """Count a look."""
         self.looks += 1
         return super().items()
+
+
+class Kept:
+    """A holder that can be seen to be gone."""
+
+
+@pytest.fixture(name="held")
+def _held() -> Counted:
+    return Counted({"a": 1, "b": 2})
 
 
 def loop_of(clock: FakeClock) -> Loop:
@@ -106,10 +117,25 @@ def test_many_are_looked_at_ten_times_a_second() -> None:
     assert held.looks == 2
 
 
-def test_nobody_is_kept_for_it() -> None:
-    """What is forgotten is not held on to, and found again when it is asked for."""
+def test_an_order_does_not_last(held: Counted) -> None:
+    """A tenth of a second later nobody is kept in memory for it, whether it is asked for or not."""
+    clock = FakeClock()
+    loop = loop_of(clock)
+    holder = Kept()
+    gone = weakref.ref(holder)
+    held[holder] = 5
+    holders = Holders(held, loop)
+    holders.largest()
+    del held[holder], holder
+    assert gone() is not None
+    turn(loop, clock, 0.11)
+    assert gone() is None
+    assert loop.timers == 0
+
+
+def test_what_is_forgotten_is_found_again(held: Counted) -> None:
+    """After an order is forgotten, the next is of what is there by then."""
     loop = loop_of(FakeClock())
-    held = Counted({"a": 1, "b": 2})
     holders = Holders(held, loop)
     assert holders.largest() == "b"
     holders.forget()

@@ -302,6 +302,27 @@ def test_a_turn_of_tiny_frames(serve: Serve, crowd: int) -> None:
     assert max(most[3:]) <= MOST_FRAMES + 2 * FRAMES_PER_TURN
 
 
+def test_tiny_frames_that_come_edge_by_edge(serve: Serve) -> None:
+    """Nor is there more in a turn of reads that leave nothing behind, but have many frames each."""
+    server = serve()
+    clients = [server.connect() for _ in range(200)]
+    server.turn_until(lambda: all(client.greet() for client in clients), "handshakes")
+    server.settle()
+    block = b"".join(frame(bytes(number % 2)) for number in range(FRAMES_PER_TURN - 1))
+    most = []
+    for _ in range(3):
+        for client in clients:
+            assert client.send_some(block) == len(block)
+        for _ in range(40):
+            before = server.tally.frames
+            server.loop.turn()
+            most.append(server.tally.frames - before)
+        for client in clients:
+            assert client.receive_exactly(len(block)) == block
+
+    assert max(most[40:]) <= MOST_FRAMES + FRAMES_PER_TURN
+
+
 def test_a_ping_beside_tiny_frames(serve: Serve) -> None:
     """Who sends a frame at a time is served in each turn, whatever the others' backlogs."""
     server = serve()

@@ -183,7 +183,7 @@ def test_port_0_may_be_listened_on_twice() -> None:
     "text",
     [
         '[server]\npoller = "select"\n[limits]\nmax_connections = 960\n',
-        '[limits]\nlow_watermark = 1\nhigh_watermark = 2\nmax_frame = 4\nmax_buffered = "4KiB"\n',
+        '[limits]\nlow_watermark=1\nhigh_watermark=2\nmax_frame=4\nmax_buffered="1281KiB"\n',
         '[limits]\nmax_frame = 4294967295\nmax_buffered = "49GiB"\n',
         "[log]\nburst = 1\nrate = 0.001\n",
     ],

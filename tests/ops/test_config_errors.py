@@ -221,17 +221,17 @@ def test_a_problem_says_what_is_expected_and_what_was_found(
         (
             '[limits]\nmax_connections = 1\n\nmax_frame = "200MiB"\n',
             (
-                "4: limits.max_buffered: 256MiB is less than 786433KiB; three buffers for a "
-                "frame of max_frame, each up to four times as large as that, and 2 * max_frame "
-                "+ high_watermark must fit"
+                "4: limits.max_buffered: 256MiB is less than 787201KiB; three buffers for a "
+                "frame of max_frame, each up to four times as large as that and not under "
+                "256KiB, two of that, and high_watermark must fit"
             ),
         ),
         (
             "[limits]\nmax_buffered = 9\nmax_frame = 4\nhigh_watermark = 2\nlow_watermark = 1\n",
             (
-                "2: limits.max_buffered: 9 is less than 4KiB; three buffers for a "
-                "frame of max_frame, each up to four times as large as that, and 2 * max_frame "
-                "+ high_watermark must fit"
+                "2: limits.max_buffered: 9 is less than 1281KiB; three buffers for a "
+                "frame of max_frame, each up to four times as large as that and not under "
+                "256KiB, two of that, and high_watermark must fit"
             ),
         ),
         (

@@ -1,5 +1,6 @@
 """Workers that share a queue wake each other: no connection waits for a heartbeat."""
 
+import errno
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from lpechod.process.balance import Balance
 from lpechod.process.bell import Bell
 from lpechod.process.siblings import Siblings
 from tests.fake_time import FakeClock
-from tests.net.harness import POLLERS, HeldPoller, RecordingLog
+from tests.net.harness import POLLERS, HeldPoller, RecordingLog, descriptors
 
 
 class Sharer:
@@ -35,7 +36,8 @@ class Sharer:
         self.slot = house.segment.claim()
         self.slot.state = SlotState.READY
         self.siblings = Siblings(house.segment, self.slot)
-        self.loop = Loop(HeldPoller(POLLERS[poller](), clock), clock)
+        self.poller = HeldPoller(POLLERS[poller](), clock)
+        self.loop = Loop(self.poller, clock)
         stack.callback(self.loop.close)
         self.log = RecordingLog()
         self.held: list[int] = []
@@ -201,6 +203,33 @@ def test_who_drains_hears_no_bell(stack: ExitStack) -> None:
     house.bell.ring()
     first.turn()
     assert first.loop.turns == turns + 1
+
+
+def test_who_leaves_wakes_the_others(stack: ExitStack) -> None:
+    """Whoever has left the queue to one that drains goes on as soon as it does."""
+    house = House(2, "epoll", stack)
+    first, second = house.sharers
+    house.dial(30)
+    assert first.turn() == 8
+    before = len(descriptors())
+    second.slot.state = SlotState.DRAINING
+    second.balance.close()
+    assert len(descriptors()) == before - 1
+    assert first.turn() == 30
+
+
+def test_a_worker_that_stays_suspended(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever tries to accept again, and finds no room in the poller, is shown as it stands."""
+
+    def refuse(_fd: int, _mask: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    first, _ = House(2, "epoll", stack).sharers
+    first.acceptor.suspend("emfile")
+    monkeypatch.setattr(first.poller, "register", refuse)
+    first.acceptor.resume()
+    assert first.acceptor.suspended
+    assert not first.slot.accepts
 
 
 def test_without_room_in_the_poller(stack: ExitStack) -> None:

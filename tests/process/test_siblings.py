@@ -151,16 +151,19 @@ def test_who_stands_still_is_not_waited_for(segment: Segment) -> None:
     own, still, alive = claim(segment, active=8), claim(segment), claim(segment, active=30)
     siblings = Siblings(segment, own)
     for _ in range(3):
+        own.beats += 1
         alive.beats += 1
         siblings.observe()
         assert siblings.allowance() == 0
     for _ in range(20):
+        own.beats += 1
         alive.beats += 1
         siblings.observe()
     assert siblings.allowance() == 30 + 8 + 3 - 8
     assert siblings.connections() == 30
 
     still.beats += 1
+    own.beats += 1
     siblings.observe()
     assert siblings.allowance() == 0
 

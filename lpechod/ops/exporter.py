@@ -3,8 +3,10 @@
 prometheus_client's server was rejected: it gives every client a thread and no time limit, so a few
 silent ones hold it up for ever. Here each client is a source in the loop like any other, with
 limits that a scrape never meets: 8 KiB of request, 5 seconds from accept to close, 8 clients at a
-time. One request for each connection: a scraper comes every 15 seconds or so, and keeping its
-connection open would only mean another time limit.
+time. If there are more, the one that came first goes, unless it is being answered: a few silent
+ones must not make a load balancer believe that nobody is ready. One request for each connection: a
+scraper comes every 15 seconds or so, and keeping its connection open would only mean another time
+limit.
 """
 
 import os
@@ -54,11 +56,12 @@ class Exporter:
         self._gate = HandshakeGate(loop, MAX_CLIENTS, lambda: None)
         self._counts = ConnectionCounts()  # None of the service.
         self.log = log
-        self.clients: set[_Client] = set()
+        self.clients: dict[_Client, None] = {}
+        """As they came."""
 
     def welcome(self, fd: int, peer: object, listener: str) -> None:
-        """Take a connection fresh from accept(2), or close it if there are too many."""
-        if len(self.clients) >= MAX_CLIENTS:
+        """Take a connection fresh from accept(2), or close it if too many are being answered."""
+        if not self._has_room():
             os.close(fd)
             return
         context = self._contexts.get(listener)
@@ -70,11 +73,24 @@ class Exporter:
             transport = tls = TlsTransport(socket.SocketType(fileno=fd), context)
             handshake = TlsHandshake(tls, self._gate, self._counts)
         try:
-            self.clients.add(_Client(transport, handshake, peer, self._pages, self._loop, self))
+            client = _Client(transport, handshake, peer, self._pages, self._loop, self)
         except (OSError, ValueError) as error:
             # The poller is full: epoll_ctl(2) ENOSPC or ENOMEM, a descriptor past FD_SETSIZE.
             transport.close()
             self.log.warning("exporter_client_rejected", error=str(error))
+        else:
+            self.clients[client] = None
+
+    def _has_room(self) -> bool:
+        """Tell whether another client may come, for whom the oldest may have to go."""
+        staying = [client for client in self.clients if not client.closing]
+        if len(staying) < MAX_CLIENTS:
+            return True
+        for client in staying:
+            if not client.is_being_answered:
+                client.end()
+                return True
+        return False
 
     def close(self) -> None:
         """Close all clients."""
@@ -92,7 +108,6 @@ class _Client(Timer):
 
     __slots__ = (
         "_buffer",
-        "_closing",
         "_ended",
         "_exporter",
         "_handshake",
@@ -103,6 +118,7 @@ class _Client(Timer):
         "_received",
         "_rest",
         "_transport",
+        "closing",
     )
 
     def __init__(
@@ -128,7 +144,7 @@ class _Client(Timer):
         self._received = 0
         self._rest: memoryview | None = None
         self._ended = False
-        self._closing = False
+        self.closing = False
         loop.register(transport.fd, self, READABLE)
         loop.schedule(self, loop.now + TIMEOUT_SECONDS)
 
@@ -142,20 +158,25 @@ class _Client(Timer):
             else:
                 self._read()
         except (PeerGoneError, EOFError):
-            self._end()
+            self.end()
 
     def on_deadline(self, _now: float) -> None:
         """Close: whoever needs longer than this is no scraper."""
-        self._end()
+        self.end()
 
     def on_failure(self, error: Exception, _now: float) -> None:
         """Close after a defect of ours; the echo service must not suffer for it."""
         self._exporter.log.error("exporter_failed", exc_info=error)
-        self._end()
+        self.end()
+
+    @property
+    def is_being_answered(self) -> bool:
+        """Whether a part of an answer is not out yet."""
+        return bool(self._rest) and not self._ended
 
     def close(self) -> None:
         """Close the descriptor."""
-        self._exporter.clients.discard(self)
+        self._exporter.clients.pop(self, None)
         if self._handshake is not None:
             self._handshake.abandon(None)
         self._loop.cancel(self)
@@ -166,9 +187,10 @@ class _Client(Timer):
         """Close this process's copy of the descriptor, and say nothing to the poller of both."""
         self._transport.close()
 
-    def _end(self) -> None:
-        if not self._closing:
-            self._closing = True
+    def end(self) -> None:
+        """Close at the end of the turn."""
+        if not self.closing:
+            self.closing = True
             self._loop.defer_close(self)
 
     def _shake_hands(self, handshake: Handshake) -> bool:
@@ -201,12 +223,12 @@ class _Client(Timer):
             # The answer is out. What still comes is dropped, because close(2) with unread data
             # makes the kernel send a reset, which destroys an answer that has not been read yet.
             if self._transport.receive(self._buffer) == 0:
-                self._end()
+                self.end()
             return
         free = self._buffer[self._received :]
         count = self._transport.receive(free)
         if count == 0:
-            self._end()
+            self.end()
         elif count > 0:
             self._received += count
             self._http.receive_data(bytes(free[:count]))

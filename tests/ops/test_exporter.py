@@ -66,6 +66,17 @@ class Broken(Collector):
         raise RuntimeError("no metrics today")
 
 
+class Nobody:
+    """A source that does nothing, so that a turn does not wait."""
+
+    def on_ready(self, _mask: int, _now: float) -> None:
+        """Do nothing."""
+
+    def on_failure(self, error: Exception, _now: float) -> None:
+        """Let the test fail."""
+        raise error
+
+
 class Stage:
     """An exporter in a loop, in fake time, with a log of its own.
 
@@ -108,8 +119,11 @@ class Stage:
         return [json.loads(line) for line in self._log_path.read_text().splitlines()]
 
     def welcome(self, accepted: socket.socket) -> None:
-        """Hand a connection to the exporter, as the acceptor does."""
+        """Hand a connection to the exporter, as the acceptor does, and end its turn if need be."""
         self.exporter.welcome(accepted.detach(), "peer", "listener")
+        if any(client.closing for client in self.exporter.clients):
+            self.loop.again(Nobody(), 0)
+            self.loop.turn()
 
     def busy(self, *others: socket.socket, timeout: float = 0.0) -> list[object]:
         """Return who is ready: the loop, by way of its epoll descriptor, or one of the sockets."""
@@ -709,9 +723,10 @@ def test_a_reader_that_stops(stage: Stage, connect: Connect) -> None:
 
 
 def test_too_many_clients(stage: Stage, connect: Connect) -> None:
-    """The ninth client is closed at once; when one of the eight leaves, there is room again."""
-    clients = [connect() for _ in range(MAX_CLIENTS)]
-    assert connect().recv(1) == b""
+    """The ninth client takes the place of the first; when one of the eight leaves, of nobody."""
+    first, *clients = [connect() for _ in range(MAX_CLIENTS)]
+    clients.append(connect())
+    assert first.recv(1) == b""
     assert len(stage.exporter.clients) == MAX_CLIENTS
     clients[3].close()
     stage.turn()
@@ -723,11 +738,27 @@ def test_too_many_clients(stage: Stage, connect: Connect) -> None:
 
 
 def test_silent_clients_do_not_shut_others_out_for_ever(stage: Stage, connect: Connect) -> None:
-    """Eight silent clients hold the exporter up for 5 seconds and no longer."""
-    for _ in range(MAX_CLIENTS):
+    """However many are silent, or have been answered and stay, the next one is answered."""
+    for _ in range(2 * MAX_CLIENTS):
         connect()
+        lingering = connect()
+        lingering.sendall(REQUEST)
+        assert Answer(stage.read_to_end(lingering)).status == 200
+    assert len(stage.exporter.clients) <= MAX_CLIENTS
     stage.pass_time()
-    assert ask(stage, connect(), REQUEST).status == 200
+    assert not stage.exporter.clients
+
+
+def test_who_is_being_answered_keeps_its_place(stage: Stage, connect: Connect) -> None:
+    """While eight receive their answers, a ninth client is turned away."""
+    stage.registry.register(Many())
+    clients = [connect(4096) for _ in range(MAX_CLIENTS)]
+    for client in clients:
+        client.sendall(REQUEST)
+    stage.settle()
+    assert connect().recv(1) == b""
+    for client in clients:
+        assert Answer(stage.read_to_end(client)).status == 200
 
 
 def test_a_poller_that_takes_no_more(tmp_path: Path) -> None:

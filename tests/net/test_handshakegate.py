@@ -7,7 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from lpechod.engine.loop import Loop
 from lpechod.engine.poller import MAX_EVENTS, READABLE, Ready
-from lpechod.net.handshakegate import STEPS_PER_TURN, HandshakeGate
+from lpechod.net.handshakegate import SILENCE_SECONDS, STEPS_PER_TURN, HandshakeGate
 from tests.fake_time import FakeClock
 
 LIMIT = 6
@@ -78,7 +78,8 @@ class Hall:
 
     def __init__(self, limit: int = LIMIT) -> None:
         self.poller = ScriptedPoller()
-        self.loop = Loop(self.poller, FakeClock())
+        self.clock = FakeClock()
+        self.loop = Loop(self.poller, self.clock)
         self.delays = 0
         self.gate = HandshakeGate(self.loop, limit, self._on_delay)
         self.all: list[Shaking] = []
@@ -214,11 +215,73 @@ def test_who_leaves_is_forgotten(when: str) -> None:
     hall.leave(leaver)
     hall.turn_until_quiet()
     assert leaver.steps == steps
-    assert hall.gate.under_way == set(crowd)
+    assert set(hall.gate.under_way) == set(crowd)
     for each in crowd:
         hall.leave(each)
     hall.turn_until_quiet()
     assert not hall.gate.under_way
+
+
+def test_who_falls_silent_loses_its_place() -> None:
+    """While others wait, a handshake without a step for a while keeps none of them out."""
+    hall = Hall(2)
+    silent, other = hall.come(), hall.come()
+    hall.turn()
+    late, later = hall.come(), hall.come()
+    hall.turn_until_quiet()
+    hall.clock.advance(SILENCE_SECONDS - 0.1)
+    hall.go_on(other)
+    hall.turn_until_quiet()
+    assert not late.steps
+    hall.clock.advance(0.2)
+    hall.turn()
+    hall.turn_until_quiet()
+    assert (len(late.steps), later.steps) == (1, [])
+    assert set(hall.gate.under_way) == {other, late}
+
+    hall.go_on(silent)  # It is heard of again, and has to wait behind who waits already.
+    hall.turn_until_quiet()
+    assert silent.parked
+    hall.leave(other)
+    hall.leave(late)
+    hall.turn_until_quiet()
+    assert (len(later.steps), len(silent.steps)) == (1, 2)
+
+
+def test_nobody_loses_a_place_that_nobody_wants() -> None:
+    """However long a handshake is silent, its place is its own until somebody needs it."""
+    hall = Hall(1)
+    only = hall.come()
+    hall.turn_until_quiet()
+    hall.clock.advance(100)
+    hall.turn()
+    assert set(hall.gate.under_way) == {only}
+    assert hall.loop.timers == 0
+    hall.go_on(only)
+    hall.turn()
+    assert len(only.steps) == 2
+
+
+def test_who_was_not_let_is_not_silent() -> None:
+    """Whoever waits for a step of a turn keeps its place, however long that takes."""
+    hall = Hall(STEPS_PER_TURN + 1)
+    crowd = [hall.come() for _ in range(STEPS_PER_TURN + 1)]
+    hall.turn_until_quiet()
+    newcomer = hall.come()
+    hall.turn()
+    hall.go_on(*crowd)
+    hall.turn()
+    resting = [each for each in crowd if each.parked]
+    assert len(resting) == 1
+    hall.clock.advance(10)
+    hall.go_on(*crowd)
+    hall.turn_until_quiet()
+    assert all(len(each.steps) >= 2 for each in crowd)
+    assert set(crowd) - set(hall.gate.under_way) <= {crowd[0]}
+    hall.clock.advance(10)
+    hall.turn()
+    hall.turn_until_quiet()
+    assert newcomer.steps
 
 
 def test_who_waits_costs_nothing() -> None:

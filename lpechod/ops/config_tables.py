@@ -272,8 +272,9 @@ class LimitsConfig(Table):
         if size < needed:
             message = (
                 f"{format_size(size)} is less than {format_size(needed)}; three buffers for a "
-                "frame of max_frame, each up to four times as large as that and not under "
-                f"{format_size(RECEIVE_BYTES)}, two of that, and high_watermark must fit"
+                "frame of max_frame, each up to four times as large as that, and two of "
+                f"{format_size(RECEIVE_BYTES)} must fit; and high_watermark, with five of those "
+                "or with 2 * max_frame"
             )
             causes = (("limits", "max_frame"), ("limits", "high_watermark"))
             refuse(Conflict(message, because_of=causes))
@@ -294,9 +295,12 @@ def least_buffered(max_frame: int, high_watermark: int) -> int:
         max_frame: the longest body, in bytes.
         high_watermark: pending bytes at which reading stops.
     """
-    reads = capacity_for(RECEIVE_BYTES)
-    frames = max(capacity_for(max_frame + HEADER_BYTES), reads)
-    needed = 3 * frames + 2 * reads + high_watermark
+    read = capacity_for(RECEIVE_BYTES)
+    needed = max(
+        3 * capacity_for(max_frame + HEADER_BYTES) + 2 * read,
+        5 * read + high_watermark,
+        2 * max_frame + high_watermark,
+    )
     return -(-needed // 1024) * 1024
 
 

@@ -115,11 +115,11 @@ _NOTES: Final = {
     "limits.connection_rate": """Each worker counts for itself, so an address may come so often to
         each of them.""",
     "limits.low_watermark": "Less than `high_watermark`.",
-    "limits.max_buffered": """At least three buffers for a frame of `max_frame`, which are not
-        under 256 KiB, two of that size, and `high_watermark`. A buffer has 1 KiB, 4 KiB, 16 KiB
-        and so on to 1 MiB, then 2 MiB, 4 MiB, 8 MiB and so on, and 64 bytes more; so that is
-        3841 KiB by default. Past `overload_threshold` percent of it, those who take longer than
-        `timeouts.overload_frame` for a frame are closed. If that is not enough, those who need
+    "limits.max_buffered": """At least three buffers for a frame of `max_frame` and two of 256 KiB;
+        and `high_watermark` with five of those, or with `2 * max_frame`. A buffer has 1 KiB,
+        4 KiB, 16 KiB and so on to 1 MiB, then 2 MiB, 4 MiB, 8 MiB and so on, and 64 bytes more; so
+        that is 3585 KiB by default. Past `overload_threshold` percent of it, those who take longer
+        than `timeouts.overload_frame` for a frame are closed. If that is not enough, those who need
         more are paused; and those who hold most are shed if that has not helped within a second,
         or if the limit itself would be passed. 16 MiB, or up to a quarter of it where `max_frame`
         is large, stay with the process when nobody needs them.""",

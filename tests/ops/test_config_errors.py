@@ -221,17 +221,19 @@ def test_a_problem_says_what_is_expected_and_what_was_found(
         (
             '[limits]\nmax_connections = 1\n\nmax_frame = "200MiB"\n',
             (
-                "4: limits.max_buffered: 256MiB is less than 787201KiB; three buffers for a "
-                "frame of max_frame, each up to four times as large as that and not under "
-                "256KiB, two of that, and high_watermark must fit"
+                "4: limits.max_buffered: 256MiB is less than 786945KiB; three buffers for a "
+                "frame of max_frame, each up to four times as large as that, and two of "
+                "256KiB must fit; and high_watermark, with five of those or with "
+                "2 * max_frame"
             ),
         ),
         (
             "[limits]\nmax_buffered = 9\nmax_frame = 4\nhigh_watermark = 2\nlow_watermark = 1\n",
             (
                 "2: limits.max_buffered: 9 is less than 1281KiB; three buffers for a "
-                "frame of max_frame, each up to four times as large as that and not under "
-                "256KiB, two of that, and high_watermark must fit"
+                "frame of max_frame, each up to four times as large as that, and two of "
+                "256KiB must fit; and high_watermark, with five of those or with "
+                "2 * max_frame"
             ),
         ),
         (

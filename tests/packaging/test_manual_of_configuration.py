@@ -85,7 +85,7 @@ NOTES = [
      "960", "961"),
     ('At least "1s".', "server.watchdog = ", '"1s"', '"999ms"'),
     ("Less than high_watermark.", "limits.low_watermark = ", '"255KiB"', '"256KiB"'),
-    ("that is 3841 KiB by default", "limits.max_buffered = ", '"3841KiB"', '"3840KiB"'),
+    ("that is 3585 KiB by default", "limits.max_buffered = ", '"3585KiB"', '"3584KiB"'),
     ("Between 50 and 100.", "limits.overload_threshold = ", "50", "49"),
     ("Between 50 and 100.", "limits.overload_threshold = ", "100", "101"),
     ("K, M, G and T are refused", "limits.max_frame = ", '"1KiB"', '"1K"'),

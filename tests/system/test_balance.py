@@ -113,7 +113,10 @@ def bells(pid: int) -> list[Bell]:
     """List those of a process (proc_pid_fdinfo(5))."""
     found = []
     for path in Path(f"/proc/{pid}/fdinfo").iterdir():
-        lines = path.read_text().splitlines()
+        try:
+            lines = path.read_text().splitlines()
+        except FileNotFoundError:  # Closed meanwhile.
+            continue
         fields = dict(line.split(":", 1) for line in lines if ":" in line)
         if "eventfd-id" in fields:
             found.append(Bell(int(fields["eventfd-id"]), int(fields["eventfd-count"], 16)))

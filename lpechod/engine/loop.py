@@ -211,10 +211,9 @@ class Loop:
         # (n / 10) * 10 is n for each integer, since 10 is the sum of two powers of two (Kahan), so
         # a time that is not before `_due_at` is not before its tick either.
         tick = self._wheel.next_tick()
+        self._due_at = math.inf if tick == NEVER else tick / TICKS_PER_SECOND
         if self._due:
             self._due_at = -math.inf
-        else:
-            self._due_at = math.inf if tick == NEVER else tick / TICKS_PER_SECOND
 
     def _expire(self, now: float) -> None:
         due = self._due

@@ -19,7 +19,6 @@ from lpechod.engine.wheel import Timer
 STEPS_PER_TURN = 4
 """About a millisecond with keys as they are usual now (P-256, or RSA of 2048 bits)."""
 
-
 SILENCE_SECONDS = 0.25
 """A round trip of most networks is less. Whoever needs longer only waits for a place again, and for
 no longer than it takes those before: 256 places are for a thousand silent ones a second."""

@@ -67,9 +67,10 @@ class Siblings:
         ]
         self._beats, self._silent = beats, silent
         stale = max(silent) >= _STALE_BEATS
+        if added:
+            self._meet()
         # A worker at rest mostly finds nothing changed.
         if added or stale or self._some_stale:
-            self._meet()
             self._peers = [
                 slot
                 for slot in self._slots

@@ -38,6 +38,17 @@ def loop_of(clock: FakeClock) -> Loop:
     return Loop(FakeTimePoller(PollPoller(), clock), clock)
 
 
+def crowd_of(count: int) -> tuple[FakeClock, Loop, Counted, Holders]:
+    """Make so many who hold the same, look at them, and have number 7 grow."""
+    clock = FakeClock()
+    loop = loop_of(clock)
+    held = Counted(dict.fromkeys(range(count), 10))
+    holders = Holders(held, loop)
+    holders.largest()
+    held[7] = 11
+    return clock, loop, held, holders
+
+
 def turn(loop: Loop, clock: FakeClock, seconds: float = 0.0) -> None:
     """Pass a turn and some time."""
     clock.advance(seconds)
@@ -90,24 +101,14 @@ def test_many_go_at_the_price_of_one_look() -> None:
 
 def test_few_are_looked_at_in_each_turn() -> None:
     """Whoever has grown or come is found in the next turn."""
-    clock = FakeClock()
-    loop = loop_of(clock)
-    held = Counted(dict.fromkeys(range(256), 10))
-    holders = Holders(held, loop)
-    holders.largest()
-    held[7] = 11
+    clock, loop, _, holders = crowd_of(256)
     turn(loop, clock)
     assert holders.largest() == 7
 
 
 def test_many_are_looked_at_ten_times_a_second() -> None:
     """In a crowd, who has grown is found after a tenth of a second, and not in each turn."""
-    clock = FakeClock()
-    loop = loop_of(clock)
-    held = Counted(dict.fromkeys(range(257), 10))
-    holders = Holders(held, loop)
-    holders.largest()
-    held[7] = 11
+    clock, loop, held, holders = crowd_of(257)
     for _ in range(9):
         turn(loop, clock, 0.01)
         assert holders.largest() != 7

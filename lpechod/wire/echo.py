@@ -152,6 +152,7 @@ class EchoProtocol(Lifecycle):
     def resume(self, now: float) -> None:
         """Go on with frames that `FRAMES_PER_TURN` left over; to be called while `has_backlog`."""
         if self._partial is not None:
+            self._partial.since = now  # Until now nobody has looked whether a frame is there.
             frames = self.frames
             echo = self._scan_partial(self._partial, now)
             if echo is not None:

@@ -180,6 +180,16 @@ class TestDribble:
         assert shell.protocol.has_backlog
         assert math.isinf(shell.protocol.next_deadline())
 
+    def test_not_behind_our_backlog(self) -> None:
+        """A frame that begins behind it has its full time from when we have come to look at it."""
+        shell = Shell(SMALL)
+        shell.inbox += bytes(4 * FRAMES_PER_TURN) + patterned(512)[:7]
+        shell.receive()
+        assert shell.protocol.has_backlog
+        shell.wait(15.0)
+        shell.resume()
+        assert shell.wait_for_deadline() == SMALL.frame_s + 1.0
+
 
 class TestLifetime:
     """Lives past `timeouts.lifetime` (off by default): closes at the next frame boundary."""

@@ -75,7 +75,7 @@ class BufferPool:
     )
 
     def __init__(self, limit: int, keep: int = _KEPT_BYTES) -> None:
-        self.shared = _memory(RECEIVE_BYTES + HEADROOM_BYTES)
+        self.shared = memory(RECEIVE_BYTES + HEADROOM_BYTES)
         self.limit = limit
         self.alarm = limit
         self.on_alarm: Callable[[], None] = lambda: None
@@ -111,7 +111,7 @@ class BufferPool:
             return free.pop()
         if self.held + self._idle > self.limit:
             self._reclaim()
-        return _memory(capacity)
+        return memory(capacity)
 
     def release(self, buffer: memoryview, owner: Hashable) -> None:
         """Take back a buffer; views of it must not be used any more.
@@ -155,8 +155,8 @@ def kept_bytes(limit: int, largest: int) -> int:
     return max(_KEPT_BYTES, min(_KEPT_BUFFERS * capacity_for(largest), limit // 4))
 
 
-def _memory(size: int) -> memoryview:
-    """Return fresh memory."""
+def memory(size: int) -> memoryview:
+    """Return fresh memory, large blocks at a place in a page that the kernel copies to fast."""
     if size < _LEAST_MAPPED_BYTES:
         return memoryview(bytearray(size))
     private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS

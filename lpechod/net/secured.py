@@ -1,19 +1,20 @@
-"""The steady path over TLS: as `lpechod.net.steady`, with OpenSSL's calls in the place of read(2).
+"""The steady path over TLS: as `lpechod.net.steady`, with OpenSSL between the two calls.
 
-A read brings what one record has, so it is served here if it is less than the largest record: then
-nothing is left inside OpenSSL, and of the next record the poller will tell. A larger one, and
-whatever else it is that OpenSSL says, goes the way of all others, through `TlsConnection`.
+It is for reads that bring just one record, less than the largest. Whatever else is received, and
+whatever it is that OpenSSL says, goes the way of all others, through `TlsConnection`.
 
-Beside what the path without TLS demands of its connections, neither direction waits for the other,
-and nothing is left that no poller tells of.
+Beside what the path without TLS demands of its connections, nothing is under way in between: no
+part of a record, and no ciphertext that the kernel has refused (`TlsTransport.even`).
 """
 
+from os import readv, write
 from typing import Protocol
 
 from lpechod.engine.poller import READABLE, Ready
 from lpechod.net.table import SteadyTable
-from lpechod.net.tls import RECORD_BYTES, Stream
+from lpechod.net.tlsrecords import RECORD_BYTES, RECORD_HEADER_BYTES, Bios, Stream, unpack_record
 from lpechod.wire.echo import EchoProtocol
+from lpechod.wire.tally import Tally
 
 
 class Secured(Protocol):
@@ -22,32 +23,50 @@ class Secured(Protocol):
     protocol: EchoProtocol
     stream: Stream
 
-    def take(self, count: int, now: float) -> None:
-        """Go on with what has been received into the shared buffer."""
+    def take_cipher(self, cipher: memoryview, now: float) -> None:
+        """Go on with ciphertext that is not just one record."""
 
-    def keep(self, echo: memoryview, sent: int, now: float, error: OSError | None = None) -> None:
-        """Keep what has not been taken of an echo."""
+    def take(self, count: int, now: float) -> None:
+        """Go on with what has been decrypted into the shared buffer."""
+
+    def hold(
+        self, echo: memoryview, cipher: bytes, now: float, error: OSError | None = None
+    ) -> None:
+        """Keep an echo, of which so much ciphertext has not been taken."""
 
     def fail(self, error: OSError, now: float) -> None:
         """Act on what receiving has raised."""
 
 
 class SecuredPath(SteadyTable[Secured]):
-    """Serves the connections of one worker that are steady and speak TLS."""
+    """Serves the connections of one worker that are steady and speak TLS.
 
-    __slots__ = ()
+    Args:
+        shared: the buffer that is decrypted into.
+        max_frame_bytes: longest body allowed.
+        tally: where to count.
+
+    Attributes:
+        bios: those of the worker.
+    """
+
+    __slots__ = ("bios",)
+
+    def __init__(self, shared: memoryview, max_frame_bytes: int, tally: Tally) -> None:
+        super().__init__(shared, max_frame_bytes, tally)
+        self.bios = Bios()
 
     def serve(self, ready: Ready, into: memoryview, now: float) -> Ready:
         """Echo what those of a turn bring who are steady, and return the events of all others.
 
         Args:
             ready: descriptors that are ready, with their masks.
-            into: the front of the shared buffer, as much as each may receive; a record at least.
+            into: the front of the shared buffer; as much as a record has, at least.
             now: the loop's time, in seconds.
         """
-        connections, run, reads = self.connections, self._run, 0
+        connections, run, reads, cipher, rest = self.connections, self._run, 0, b"", []
         size, headers, expected, echo = run.size, run.headers, run.expected, run.echo
-        rest: Ready = []
+        incoming, outgoing, piece = self.bios.incoming, self.bios.outgoing, self.bios.piece
         for fd, mask in ready:
             connection = connections.get(fd)
             if connection is None or mask != READABLE:
@@ -55,6 +74,11 @@ class SecuredPath(SteadyTable[Secured]):
                 continue
             stream = connection.stream
             try:
+                taken = readv(fd, (piece,))
+                if taken != unpack_record(piece)[2] + RECORD_HEADER_BYTES:
+                    connection.take_cipher(piece[:taken], now)
+                    continue
+                incoming.write(piece[:taken])
                 count = stream.read(RECORD_BYTES, into)
             except OSError as error:
                 connection.fail(error, now)
@@ -73,9 +97,12 @@ class SecuredPath(SteadyTable[Secured]):
             protocol.echoed_bytes += count
             protocol.active_at = now
             try:
-                stream.write(echo)  # All of it, or an error: see `TlsTransport.send`.
+                stream.write(echo)
+                cipher = outgoing.read()
+                if cipher := cipher[write(fd, cipher) :]:
+                    connection.hold(echo, cipher, now)
             except OSError as error:
-                connection.keep(echo, 0, now, error)
+                connection.hold(echo, cipher, now, error)
         if reads:
             self._note(run, reads)
         return rest

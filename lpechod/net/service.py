@@ -195,7 +195,7 @@ class EchoService:
             greetings = (ProxyHandshake(client, self.counts),)
         if entrance.tls is None:
             return ProxiedTransport(client), greetings
-        tls = TlsTransport(client, entrance.tls)
+        tls = TlsTransport(client, entrance.tls, self.steady.secured.bios)
         return tls, (*greetings, TlsHandshake(tls, self._gate, self.counts))
 
     def _screen(self, entrance: Entrance, peer: object) -> str | None:

@@ -1,19 +1,12 @@
-"""TLS on a connection: its stream, by OpenSSL on the socket itself.
+"""TLS on a connection: its stream, by OpenSSL, between a socket's ciphertext and a caller's bytes.
 
-OpenSSL reads one record at a time from the socket, and nothing of the next one. So whatever has not
-been decrypted waits in the kernel, where a poller sees it; what no poller sees is the rest of a
-record that was larger than the buffer it was read into, and that is told by `TlsTransport.more`.
-The other way, with memory BIOs in between, was measured and rejected: two reads for each record
-become one, but a small record costs no less, and each connection keeps buffers of the size of the
-largest burst that it ever had. OpenSSL frees its own when they are empty (SSL_MODE_RELEASE_BUFFERS,
-which Python sets; SSL_CTX_set_mode(3)).
+What is received goes to OpenSSL by records (`lpechod.net.tlsrecords`). No poller sees the rest of
+one that was larger than a caller's buffer, nor those behind it: `TlsTransport.more` tells.
 
-What `ssl.SSLSocket` wraps is used itself. Its ``read`` and ``write`` only check what we know; and
-to make one closes the descriptor of a client that is gone already (since CPython 3.11.5), in the
-middle of a turn, where another could get its number.
-
-What it says of errors (SSL_get_error(3)) becomes three things: `BLOCKED`, which may mean either
-direction (`TlsTransport.crossed`); `PeerGoneError`, as without TLS; and `StreamError`.
+What it encrypts goes out at once. If the kernel refuses a part, that is kept; and so are, by the
+caller, the bytes that it was made of, which count as sent when all of their ciphertext is out.
+Beside these there are answers of OpenSSL's own, to key updates and the like. Nothing more is
+received from a peer that does not take them (`TlsTransport.crossed`).
 """
 
 import contextlib
@@ -21,67 +14,29 @@ import fcntl
 import os
 import socket
 import ssl
-import sys
 import termios
-from collections.abc import Iterator, Sequence
-from typing import Protocol, cast
+from collections.abc import Sequence
+from typing import cast
 
 from lpechod.engine.poller import READABLE, WRITABLE
-from lpechod.net.transport import (
-    BLOCKED,
-    PEER_GONE,
-    PeerGoneError,
-    StreamError,
-    translated,
-    waiting,
-)
-from lpechod.wire.states import CloseReason
+from lpechod.net.tlserrors import cut_off, endless, failure
+from lpechod.net.tlsrecords import FULL_RECORD_BYTES as FULL
+from lpechod.net.tlsrecords import PIECE_BYTES, RECORD_BYTES, Bios, Session, Stream, joined
+from lpechod.net.transport import BLOCKED, PEER_GONE, PeerGoneError, translated, waiting
 
-RECORD_BYTES = 16384
-"""Most plaintext of one record (RFC 8446, 5.1)."""
+MOST_BARREN_RECORDS = 32
+"""So many in a row may carry no data, as with BoringSSL (kMaxKeyUpdates)."""
+
+CHUNK_BYTES = 4 * RECORD_BYTES
+"""Plaintext whose ciphertext goes to the kernel with one call, if that has room for it."""
 
 TCP_CORK: int = getattr(socket, "TCP_CORK", 0)
-"""Linux only (tcp(7)), else 0. A large echo is a write(2) for each of its records, and with
-TCP_NODELAY the kernel would send each at once, in segments of which the last is not full."""
+"""Linux only (tcp(7)), else 0. Where there is little room, a large echo is a write(2) for each of
+its records, and with TCP_NODELAY the kernel would send each at once, in segments of which the last
+is not full."""
 
 _NOTHING = bytes(4)
 """The int that TIOCOUTQ fills in, which is SIOCOUTQ (tcp(7)): bytes that the peer has not taken."""
-
-_HINTS = {
-    "HTTP_REQUEST": "it speaks HTTP without TLS",
-    "WRONG_VERSION_NUMBER": "what it sends is no TLS",
-    "RECORD_LAYER_FAILURE": "what it sends is no TLS",  # The same, from OpenSSL 3.2 on.
-}
-
-
-_KEY_UPDATE_BYTES = (22).to_bytes(2, "big")
-"""As a record has it: 5 of the message, 1 of its kind, 16 of the tag (RFC 8446, 4.6.3, 5.2)."""
-
-_CUT_OFF = "UNEXPECTED_EOF_WHILE_READING"
-"""A reason of OpenSSL 3 that is an error of its own kind only from Python 3.11.3 on."""
-
-
-class Stream(Protocol):
-    """What OpenSSL does once hands are shaken."""
-
-    def read(self, size: int, buffer: memoryview, /) -> int:
-        """Receive, from one record."""
-
-    def write(self, data: memoryview, /) -> int:
-        """Send all of it, in one record or several."""
-
-    def pending(self) -> int:
-        """Return how many bytes are left of a record."""
-
-
-class Session(Stream, Protocol):
-    """All that is called of what an `ssl.SSLSocket` wraps."""
-
-    def do_handshake(self) -> None:
-        """Go on with the handshake."""
-
-    def shutdown(self) -> object:
-        """Send a close_notify, and look for the peer's."""
 
 
 class TlsTransport:
@@ -90,31 +45,47 @@ class TlsTransport:
     Args:
         connected: the socket; made non-blocking here and owned from now on.
         context: certificate, key and all else that governs the handshake.
+        bios: those of its thread.
 
     Attributes:
         eager: whether to receive all there is, record by record, with one call.
         more: whether something has been received that no poller will tell of.
-        crossed: what the latest calls wait for against appearances: `WRITABLE` if receiving does,
-            `READABLE` if sending does. For whoever waits to clear.
-        refused: how many bytes the latest call was to send in vain. The next one has to bring just
-            these, and what follows them only afterwards.
+        crossed: `WRITABLE` if receiving waits for that, against appearances; for whoever waits to
+            clear.
         stream: what OpenSSL does, from the end of the handshake to that of the stream.
     """
 
     __slots__ = (
-        "_context", "_corks", "_failure", "_socket", "_tls", "crossed", "eager", "fd", "more",
-        "refused", "stream",
+        "_ahead", "_at_end", "_barren", "_bios", "_context", "_corks", "_cut", "_dry", "_failure",
+        "_fetches", "_owes_answer", "_sealed", "_socket", "_tls", "_unsent", "crossed", "eager",
+        "fd", "more", "stream",
     )  # fmt: skip
 
-    def __init__(self, connected: socket.SocketType, context: ssl.SSLContext) -> None:
+    def __init__(self, connected: socket.SocketType, context: ssl.SSLContext, bios: Bios) -> None:
         connected.setblocking(False)
-        self._socket: socket.SocketType = connected
+        self._socket = connected
         self._tls: Session | None = None
         self.stream: Stream | None = None
         self._context = context
+        self._bios = bios
         self._corks = TCP_CORK != 0 and connected.family != socket.AF_UNIX
         self._failure: Exception | None = None
-        self.refused = 0
+        self._at_end = False
+        """Whether the peer's close_notify has been read."""
+        self._cut = False
+        """Whether its FIN has, which may come without."""
+        self._ahead = b""
+        """Ciphertext that has been received and not been given to OpenSSL."""
+        self._barren = 0
+        """How many records have come since the latest plaintext."""
+        self._fetches = 0
+        """How often the latest call has asked the kernel."""
+        self._dry = False  # Whether that had less than it was asked for in the end.
+        self._unsent = b""
+        """Ciphertext that the kernel has refused."""
+        self._sealed = 0
+        """How many bytes that is of what is to be sent; the next call brings them again."""
+        self._owes_answer = False
         self.fd = connected.fileno()
         self.eager = False
         self.more = False
@@ -137,31 +108,47 @@ class TlsTransport:
             raise translated(error) from error
         return True
 
+    @property
+    def even(self) -> bool:
+        """Whether nothing is under way: what comes next is the front of a record."""
+        return not (self.more or self._ahead or self._barren or self._unsent)
+
     def shake_hands(self) -> int | None:
-        """Go on with the handshake; returns as `Handshake.advance`, and raises what OpenSSL does.
+        """Go on with the handshake by one piece; returns as `Handshake.advance`.
 
         To be called from the first byte on. Nothing is allocated before: silence is the cheapest of
         floods, and shall be as cheap for us.
+
+        Raises:
+            PeerGoneError: the connection is over; `StreamError` if the peer has broken the rules.
         """
-        stream = self._tls
-        if stream is None:
-            wrapped = socket.socket(fileno=self.fd)  # OpenSSL's object needs one of this class.
-            self._socket.detach()
-            self._socket = wrapped
-            wrapped.setblocking(False)  # It goes by the object's own time-out.
-            wrap = self._context._wrap_socket  # type: ignore[attr-defined] # noqa: SLF001 - see above.
-            stream = self._tls = cast("Session", wrap(wrapped, server_side=True))
-        try:
-            stream.do_handshake()
-        except ssl.SSLWantReadError:
-            return READABLE
-        except ssl.SSLWantWriteError:
+        tls, bios = self._tls, self._bios
+        if tls is None:
+            wrapped = self._context.wrap_bio(bios.incoming, bios.outgoing, server_side=True)
+            # Its methods only check what we know, so what it wraps is called itself.
+            tls = self._tls = cast("Session", wrapped._sslobj)  # type: ignore[attr-defined] # noqa: SLF001
+        if self._unsent and not self._put():
             return WRITABLE
-        self.stream = stream
+        bios.incoming.write(bios.piece[: self._fetch(bios.piece)])
+        if self._cut:
+            raise cut_off()
+        try:
+            tls.do_handshake()
+        except ssl.SSLWantReadError:
+            return READABLE if self._put() else WRITABLE
+        except OSError as error:
+            raise self._fail(error) from error
+        self._ahead = bios.incoming.read()
+        self.more = bool(self._ahead)
+        self.stream = tls
+        self._answer()
         return None
 
     def receive(self, buffer: memoryview) -> int:
         """Receive into a buffer; see `Transport.receive`.
+
+        No further than a record that is not full: what is behind it may be broken, and then OpenSSL
+        would not encrypt any more what this one has brought.
 
         Raises:
             StreamError: the peer has broken the rules of TLS, or has not ended the stream by them.
@@ -171,90 +158,153 @@ class TlsTransport:
             return self._discard(buffer)
         if self._failure is not None:
             raise self._failure
-        if self.refused and self._may_be_key_update():
-            self.crossed |= WRITABLE
+        if self._at_end:
+            return 0
+        if self._owes_answer and not self._put():
+            self.crossed = WRITABLE
             return BLOCKED
-        self.more = False
-        try:
-            count = stream.read(len(buffer), buffer)
-        except OSError as error:
-            self.heed(error, WRITABLE)
-            return BLOCKED
-        return self.receive_on(stream, buffer, count) if count else 0
+        count, size = self._decrypt(stream, buffer)
+        if self._cut and size < 0 == count:
+            raise cut_off()
+        return count or size
 
-    def receive_on(self, stream: Stream, buffer: memoryview, count: int) -> int:
-        """Go on with receiving, behind ``count`` bytes of a first record; return the new count.
+    def _decrypt(self, stream: Stream, buffer: memoryview) -> tuple[int, int]:
+        """Return how many bytes have been received, and how many of them from the last record.
 
-        Mostly the kernel has no other record behind one that is not full; if it has, the poller
-        will tell. While a record is refused, each has to be looked at before.
+        That is 0 at the end, and `BLOCKED` if there is no whole one.
         """
-        room, size, read = len(buffer), count, stream.read
-        least = 1 if self.eager else RECORD_BYTES
-        if self.refused:
-            least = sys.maxsize
+        bios, room = self._bios, len(buffer)
+        size, least = RECORD_BYTES, 1 if self.eager else RECORD_BYTES
+        count = stream.read(room, buffer) if stream.pending() else 0
+        self._dry, self._fetches = False, 0
+        bios.load(self._ahead)
         try:
             while size >= least and count < room:
-                size = read(RECORD_BYTES, buffer[count:])
+                record = self._next_record(room - count)
+                if record is None:
+                    size = BLOCKED
+                    break
+                bios.incoming.write(record)
+                try:
+                    size = stream.read(RECORD_BYTES, buffer[count:])
+                except ssl.SSLWantReadError:
+                    self._note_barren()
+                    continue
                 count += size
-            # Of an end that came behind data, a poller may not tell.
-            self.more = stream.pending() > 0 if count == room else not size
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
-            self.heed(error, WRITABLE)
+                self._barren = 0
+            self._answer()
+        except (OSError, PeerGoneError) as error:
+            problem = self._fail(error)
+            if not count:
+                raise problem from error
+        self._at_end = not size
+        failed = self._failure is not None
+        self.more = failed or bios.has_record or not size or stream.pending() > 0
+        self._ahead = bios.unload()
+        return count, size
+
+    def _next_record(self, room: int) -> memoryview | None:
+        """Return the next record, received if need be; None if it is not whole.
+
+        The kernel has nothing behind a read that was not filled; if it has, the poller will tell.
+        """
+        bios = self._bios
+        record = bios.take()
+        while record is None and not self._dry:
+            # Whoever fills a piece has more. No more is fetched than there is room for, so that
+            # little has to be put by: that memory is not accounted for.
+            most = (room // RECORD_BYTES + 1) * FULL if self._fetches else PIECE_BYTES
+            self._fetches += 1
+            space = bios.space(most)
+            count = self._fetch(space)
+            if not count:
+                break
+            self._dry = count < len(space)
+            bios.add(count)
+            record = bios.take()
+        return record
+
+    def _fetch(self, into: memoryview) -> int:
+        """Receive ciphertext, and return how many bytes; 0 if there is nothing now, or the end."""
+        try:
+            count = os.readv(self.fd, (into,))
+        except BlockingIOError:
+            return 0
         except OSError as error:
-            self._failure = failure(error)
-            self.more = True
+            raise translated(error) from error
+        self._cut = not count
         return count
 
-    def heed(self, error: OSError, against: int) -> None:
-        """Take note of why OpenSSL could not go on; see `Transport.heed`."""
-        if isinstance(error, ssl.SSLWantReadError):
-            self.crossed |= READABLE & against
-        elif isinstance(error, ssl.SSLWantWriteError):
-            self.crossed |= WRITABLE & against
-        else:
-            self._failure = failure(error)
-            raise self._failure from error
+    def _note_barren(self) -> None:
+        """Count a record without data, of which TLS 1.3 has no limit (RFC 8446, 4.6.3)."""
+        self._barren += 1
+        if self._barren > MOST_BARREN_RECORDS:
+            raise endless()
+
+    def _answer(self) -> None:
+        """Send what OpenSSL has written of itself, if anything."""
+        if self._bios.outgoing.pending and not self._put():
+            self._owes_answer = True
+            self.crossed = WRITABLE
+
+    def put_by(self, cipher: memoryview) -> None:
+        """Keep ciphertext that somebody else has received, for `receive` to begin with."""
+        self._ahead = bytes(cipher)
+
+    def heed(self, error: OSError, _against: int) -> None:
+        """Take note of why a call on the stream or the socket has failed; see `Transport.heed`."""
+        if isinstance(error, BlockingIOError):
+            return
+        if not isinstance(error, ssl.SSLWantReadError):
+            raise self._fail(error) from error
+        self._note_barren()
+        self._answer()
 
     def send(self, data: memoryview) -> int:
         """Send; see `Transport.send`.
 
-        What OpenSSL has encrypted and the kernel has refused is not counted: the next call has to
-        bring the same bytes again (SSL_write(3)). It does, as what a connection has to send only
-        grows at its end. No more than these go with one call then: if what follows them were
-        refused, too, OpenSSL would count none of all.
-
-        Of several records, OpenSSL counts none until the last is out: a peer that takes them slowly
-        would seem to take nothing. So several go with one call only if the kernel has room for all;
-        should it refuse some nevertheless, as it may for want of memory, so many go together again.
+        What is encrypted and has been refused by the kernel is not counted, and no more is sent
+        before it is out: the next call has to bring the same bytes again, in front of others. It
+        does, as what a connection has to send only grows at its end.
         """
         stream = self.stream
         if stream is None:
             raise PeerGoneError("the stream has ended")
         if self._failure is not None:
             raise self._failure
-        sent = 0
+        if self._unsent and not self._put():
+            return 0
         size = len(data)
-        corked = self._corks and size > RECORD_BYTES
+        sent = min(self._sealed, size)
+        self._sealed -= sent
+        chunk = self._fitting(size - sent)
+        corked = self._corks and chunk == RECORD_BYTES < size - sent
         if corked:
             self._cork(1)
         try:
-            together = self.refused or self._fitting(size)
             while sent < size:
-                part = data[sent : sent + together]
-                self.refused = len(part)
-                sent += stream.write(part)
-                self.refused, together = 0, RECORD_BYTES
+                part = data[sent : sent + chunk]
+                stream.write(part)
+                if not self._put():
+                    self._sealed = len(part)
+                    break
+                sent += len(part)
         except OSError as error:
-            self.heed(error, READABLE)
+            raise self._fail(error) from error
         finally:
             if corked:
                 self._cork(0)
         return sent
 
+    def hold(self, cipher: bytes, size: int) -> None:
+        """Keep ciphertext of so many bytes that the kernel has refused."""
+        self._unsent = cipher
+        self._sealed = size
+
     def send_many(self, views: Sequence[memoryview]) -> int:
         """Send several buffers, small ones as one record; see `Transport.send_many`."""
         sent = 0
-        for data in _joined(views):
+        for data in joined(views):
             count = self.send(data)
             sent += count
             if count < len(data):
@@ -262,21 +312,19 @@ class TlsTransport:
         return sent
 
     def waiting(self) -> int:
-        """Ask the kernel; see `Transport.waiting`. What makes records of it hardly counts."""
-        return waiting(self.fd)
+        """Return what is there; see `Transport.waiting`. What makes records of it hardly counts."""
+        return len(self._ahead) + waiting(self.fd)
 
     def take_leave(self) -> bool:
         """Send a close_notify; see `Transport.take_leave`."""
         if self.stream is None or self._tls is None or self._failure is not None:
             return True
-        try:
+        # The peer's is not there yet (SSLWantReadError), or other data is in front of it.
+        with contextlib.suppress(OSError):
             self._tls.shutdown()
-        except ssl.SSLWantWriteError:
-            return False
-        except OSError:
-            # It is out, but the peer's is not there yet (SSLWantReadError), or other data is in
-            # front of it; or nobody is there any more to take leave of.
-            pass
+        with contextlib.suppress(PeerGoneError):  # Nobody is there any more to take leave of.
+            if not self._put():
+                return False
         self.stream = None
         return True
 
@@ -286,7 +334,7 @@ class TlsTransport:
         self.more = False
         self.crossed = 0
         try:
-            socket.SocketType.shutdown(self._socket, socket.SHUT_WR)
+            self._socket.shutdown(socket.SHUT_WR)
         except OSError as error:
             if error.errno not in PEER_GONE:
                 raise
@@ -296,32 +344,48 @@ class TlsTransport:
         self._failure = self._tls = self.stream = None
         self._socket.close()
 
+    def _put(self) -> bool:
+        """Send what OpenSSL has written, behind what was refused; tell whether all of it is out."""
+        cipher = self._bios.outgoing.read()
+        if self._unsent:
+            cipher = self._unsent + cipher
+        try:
+            while cipher:  # Until it is refused, or the kernel would have room that nobody uses.
+                cipher = cipher[os.write(self.fd, cipher) :]
+        except BlockingIOError:
+            self._unsent = cipher
+            return False
+        except OSError as error:
+            raise translated(error) from error
+        self._unsent = b""
+        self._owes_answer = False
+        return True
+
+    def _fail(self, error: Exception) -> Exception:
+        """Send the alert that OpenSSL has for an error, and return what to raise from now on."""
+        self._bios.incoming.read()
+        self._failure = failure(error) if isinstance(error, OSError) else error
+        self.more = True
+        with contextlib.suppress(PeerGoneError):
+            self._put()
+        return self._failure
+
     def _cork(self, on: int) -> None:
         """Have the kernel gather what is sent, or send it."""
         self._socket.setsockopt(socket.IPPROTO_TCP, TCP_CORK, on)
 
     def _fitting(self, size: int) -> int:
-        """Return how many bytes of so many, in whole records, go with one call to OpenSSL.
+        """Return how many bytes of so many go to the kernel with one call.
 
-        All, if nothing else is in the kernel and it has room for twice as much: it counts what it
-        needs for itself, too. What is there is not counted that way, hence nothing.
+        Several records, if nothing else is in there and it has room for twice as much: it counts
+        what it needs for itself, too. What is there is not counted that way, hence nothing.
         """
         if size <= RECORD_BYTES or not self._corks:
             return RECORD_BYTES
         room = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
         if room < 2 * size or fcntl.ioctl(self.fd, termios.TIOCOUTQ, _NOTHING) != _NOTHING:
             return RECORD_BYTES
-        return size // RECORD_BYTES * RECORD_BYTES
-
-    def _may_be_key_update(self) -> bool:
-        """Tell whether the next record has the size of one, which is all that can be seen of it.
-
-        OpenSSL answers one when the next one comes. If it can't, as a record of another kind has
-        been refused, that ends the stream ("bad length"). So they wait until there is room.
-        """
-        with contextlib.suppress(BlockingIOError):
-            return self._socket.recv(5, socket.MSG_PEEK)[3:] == _KEY_UPDATE_BYTES
-        return False
+        return CHUNK_BYTES
 
     def _discard(self, buffer: memoryview) -> int:
         """Receive what nobody will decrypt, so that it does not count."""
@@ -331,45 +395,3 @@ class TlsTransport:
             return BLOCKED
         except OSError as error:
             raise translated(error) from error
-
-
-def failure(error: OSError) -> Exception:
-    """Turn an error of OpenSSL's, or of the kernel's, into what a transport raises.
-
-    SSLError is an OSError whose number is none of errno(3).
-    """
-    cut_off = isinstance(error, ssl.SSLEOFError) and error.reason
-    if cut_off or (isinstance(error, ssl.SSLError) and error.reason == _CUT_OFF):
-        return StreamError(CloseReason.MISSING_CLOSE_NOTIFY, "the stream ends without close_notify")
-    if isinstance(error, ssl.SSLSyscallError | ssl.SSLEOFError):
-        # Python calls it an end of file, too, when read(2) has failed (SSL_read_ex(3) returns 0 for
-        # either); but only in the other case OpenSSL has a reason.
-        return PeerGoneError("the connection is over")
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return StreamError(CloseReason.TLS_ERROR, f"certificate: {error.verify_message}")
-    if isinstance(error, ssl.SSLError):
-        reason = error.reason or "unknown"
-        return StreamError(
-            CloseReason.TLS_ERROR, _HINTS.get(reason, reason.replace("_", " ").lower())
-        )
-    return translated(error)
-
-
-def _joined(views: Sequence[memoryview]) -> Iterator[memoryview]:
-    """Join neighbours that are smaller than a record, up to one: each costs a call and 22 bytes."""
-    gathered = bytearray()
-    for view in views:
-        rest = view
-        if gathered:
-            rest = view[RECORD_BYTES - len(gathered) :]
-            gathered += view[: RECORD_BYTES - len(gathered)]
-            if len(gathered) < RECORD_BYTES:
-                continue
-            yield memoryview(gathered)
-            gathered = bytearray()
-        whole = len(rest) // RECORD_BYTES * RECORD_BYTES
-        if whole:
-            yield rest[:whole]
-        gathered += rest[whole:]
-    if gathered:
-        yield memoryview(gathered)

@@ -1,13 +1,12 @@
 """A connection over TLS: where readiness of the descriptor and of the stream are not the same.
 
-Three differences. A record that was larger than the buffer leaves bytes inside OpenSSL, which no
-poller tells of: the connection asks the loop to be called again. And either direction may have to
-wait for the other (a key update that arrives while nothing can be sent): it then watches for that
-one instead, since readiness that it can make no use of would turn the loop for nothing. And
-the peer's stream ends before its connection does: what comes behind a close_notify is received to
-be dropped (RFC 8446, 6.1), until the FIN. The descriptor is always watched level-triggered, also
-where others are not: OpenSSL leaves unread records in the kernel, and so the kernel goes on to tell
-of them.
+Three differences. What OpenSSL holds, or has yet to be given, no poller tells of: the connection
+asks the loop to be called again. And receiving may have to wait for room (a key update has to be
+answered while nothing can be sent): it then watches for that instead, since readiness that it can
+make no use of would turn the loop for nothing. And the peer's stream ends before its connection
+does: what comes behind a close_notify is received to be dropped (RFC 8446, 6.1), until the FIN. The
+descriptor is always watched level-triggered, also where others are not: what has been left in the
+kernel need not be remembered.
 """
 
 import ssl
@@ -15,7 +14,8 @@ import ssl
 from lpechod.engine.poller import READABLE, WRITABLE
 from lpechod.net.connection import Connection
 from lpechod.net.steady import SteadyConnection
-from lpechod.net.tls import Stream, TlsTransport
+from lpechod.net.tls import TlsTransport
+from lpechod.net.tlsrecords import Stream
 from lpechod.net.transport import BLOCKED
 from lpechod.wire.states import State
 
@@ -39,16 +39,21 @@ class TlsConnection(SteadyConnection):
         if crossed:
             transport.crossed = 0
             if mask & crossed:
-                mask |= READABLE | WRITABLE
+                mask |= READABLE
         Connection.on_ready(self, mask, now)  # super() would cost more, for each frame.
         self._follow_up(crossed)
 
-    def take(self, count: int, now: float) -> None:
-        """Go on with ``count`` bytes that have been received into the shared buffer; 0: the end."""
+    def take_cipher(self, cipher: memoryview, now: float) -> None:
+        """Go on with ciphertext that has been received, and is not just one record."""
+        self._transport.put_by(cipher)
         try:
-            if count:
-                room = self._rotation.room(self, self.protocol.receive_into)
-                count = self._transport.receive_on(self.stream, room, count)
+            self.on_ready(READABLE, now)
+        except Exception as error:  # noqa: BLE001 - a defect ends its own connection only.
+            self.on_failure(error, now)
+
+    def take(self, count: int, now: float) -> None:
+        """Go on with ``count`` bytes that are in the shared buffer; 0: the end."""
+        try:
             self._take(count, now)
             if self.protocol.changed:
                 self._settle(now)
@@ -67,10 +72,13 @@ class TlsConnection(SteadyConnection):
             self._host.counts.steps += 1  # For a part of a record, or for what is dropped.
         super()._take(count, now)
 
-    def keep(self, echo: memoryview, sent: int, now: float, error: OSError | None = None) -> None:
-        """Keep an echo that the kernel has not taken; OpenSSL has, and is to be given it again."""
-        self._transport.refused = len(echo)
-        super().keep(echo, sent, now, error)
+    def hold(
+        self, echo: memoryview, cipher: bytes, now: float, error: OSError | None = None
+    ) -> None:
+        """Keep an echo, and so much of its ciphertext that the kernel has not taken."""
+        if not isinstance(error, ssl.SSLError):
+            self._transport.hold(cipher, len(echo))
+        self.keep(echo, 0, now, error)
 
     def _follow_up(self, crossed: int) -> None:
         """Do what the transport demands, whether the protocol has changed or not."""
@@ -81,15 +89,15 @@ class TlsConnection(SteadyConnection):
     def _follow(self) -> None:
         transport = self._transport
         fd, path, stream = transport.fd, self._host.steady.secured, transport.stream
-        if transport.more and self._interest & READABLE:
+        if transport.more and self._interest & READABLE and not transport.crossed:
             self._loop.again(self, READABLE)
         elif (
             self.protocol.steady
             and self not in self._rotation.members
             and self._interest == READABLE
             and self._greeter is None
-            and not transport.crossed
             and stream is not None
+            and transport.even
         ):
             self.stream = stream
             path.join(fd, self)
@@ -118,13 +126,8 @@ class TlsConnection(SteadyConnection):
         if self._transport.more and interest & ~self._interest & READABLE:
             self._loop.again(self, READABLE)  # What was left when reading was paused.
         self._interest = watched = interest
-        crossed = self._transport.crossed
-        if crossed:
-            watched = 0
-            if interest & READABLE:
-                watched |= crossed & WRITABLE or READABLE
-            if interest & WRITABLE:
-                watched |= crossed & READABLE or WRITABLE
+        if self._transport.crossed and interest & READABLE:
+            watched = WRITABLE
         if watched != self._watched:
             self._watch(watched)
             self._watched = watched

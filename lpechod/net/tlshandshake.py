@@ -5,7 +5,7 @@ from lpechod.engine.poller import READABLE
 from lpechod.net.counts import ConnectionCounts
 from lpechod.net.handshake import HandshakeError
 from lpechod.net.handshakegate import HandshakeGate
-from lpechod.net.tls import TlsTransport, failure
+from lpechod.net.tls import TlsTransport
 from lpechod.net.transport import StreamError
 from lpechod.wire.states import CloseReason
 
@@ -43,8 +43,10 @@ class TlsHandshake:
         self._counts.steps += self._transport.waiting() > 0
         try:
             interest = self._transport.shake_hands()
-        except OSError as error:
-            raise _refusal(error) from error
+        except StreamError as error:
+            cut_off = error.reason is CloseReason.MISSING_CLOSE_NOTIFY
+            problem = "the handshake is cut off" if cut_off else str(error)
+            raise HandshakeError(CloseReason.TLS_ERROR, problem) from error
         if interest is None:
             self._gate.leave(self)
             self._counts.tls_handshakes["completed"] += 1
@@ -60,16 +62,3 @@ class TlsHandshake:
             results["timed_out"] += 1
         else:
             results["abandoned"] += 1
-
-
-def _refusal(error: OSError) -> Exception:
-    """Return what to raise for an error of OpenSSL's.
-
-    A local variable for it in the frame that raises it would be a cycle, by its traceback.
-    """
-    problem = failure(error)
-    if not isinstance(problem, StreamError):
-        return problem
-    cut_off = problem.reason is CloseReason.MISSING_CLOSE_NOTIFY
-    text = "the handshake is cut off" if cut_off else str(problem)
-    return HandshakeError(CloseReason.TLS_ERROR, text)

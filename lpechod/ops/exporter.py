@@ -27,6 +27,7 @@ from lpechod.net.handshake import Handshake, HandshakeError
 from lpechod.net.handshakegate import HandshakeGate
 from lpechod.net.tls import TlsTransport
 from lpechod.net.tlshandshake import TlsHandshake
+from lpechod.net.tlsrecords import Bios
 from lpechod.net.transport import PeerGoneError, PlainTransport, Transport
 from lpechod.ops.pages import Page, Pages
 
@@ -45,7 +46,7 @@ class Exporter:
         contexts: for TLS, by name of the listener; those that are not there have none.
     """
 
-    __slots__ = ("_contexts", "_counts", "_gate", "_loop", "_pages", "clients", "log")
+    __slots__ = ("_bios", "_contexts", "_counts", "_gate", "_loop", "_pages", "clients", "log")
 
     def __init__(
         self, pages: Pages, loop: Loop, log: EventLog, contexts: Mapping[str, ssl.SSLContext]
@@ -53,6 +54,7 @@ class Exporter:
         self._pages = pages
         self._loop = loop
         self._contexts = contexts
+        self._bios = Bios()
         self._gate = HandshakeGate(loop, MAX_CLIENTS, lambda: None)
         self._counts = ConnectionCounts()  # None of the service.
         self.log = log
@@ -70,7 +72,8 @@ class Exporter:
         if context is None:
             transport = PlainTransport(fd)
         else:
-            transport = tls = TlsTransport(socket.SocketType(fileno=fd), context)
+            transport = tls = TlsTransport(socket.SocketType(fileno=fd), context, self._bios)
+            tls.eager = True
             handshake = TlsHandshake(tls, self._gate, self._counts)
         try:
             client = _Client(transport, handshake, peer, self._pages, self._loop, self)
@@ -233,6 +236,8 @@ class _Client(Timer):
             self._received += count
             self._http.receive_data(bytes(free[:count]))
             self._respond()
+        if isinstance(self._transport, TlsTransport) and self._transport.more and not self.closing:
+            self._loop.again(self, READABLE)
 
     def _respond(self) -> None:
         """Answer if the request is whole, or can't become one."""

@@ -19,6 +19,9 @@ def _poller_name() -> str:
     return "epoll"
 
 
+BODY = body_of(1000)
+
+
 def flip(record: bytes) -> bytes:
     """Return a record with one bit of its ciphertext changed."""
     return record[:20] + bytes([record[20] ^ 1]) + record[21:]
@@ -55,6 +58,34 @@ class TestBroken:
         assert line["reason"] == "tls_error"
         assert "s3cr3t" not in repr(line)
         assert secret.hex() not in repr(line)
+
+    @pytest.mark.parametrize("how", ["flipped bit", "garbage"])
+    def test_behind_a_part_of_a_frame(self, serve: Serve, how: str) -> None:
+        """It is noticed at once also if it comes with a record after which there is no echo."""
+        server = serve()
+        client = meet(server)
+        part = frame(body_of(3 * RECORD_BYTES))[:RECORD_BYTES]
+        broken = flip(seal(client, part)) if how == "flipped bit" else b"s3cr3t " * 10
+        client.socket.send(seal(client, part) + broken)
+        server.settle()
+        assert server.log.of("tls_failed")
+        client.socket.close()
+        assert server.closed(client)["reason"] == "tls_error"
+
+    @pytest.mark.parametrize(
+        "record", [b"\x17\x03\x03\xff\xff", b"\x17\x09\x09\0\x50", b"\0\0\0\0\0"]
+    )
+    def test_others_notice_nothing(self, serve: Serve, record: bytes) -> None:
+        """What one has sent that OpenSSL did not even look at is not left for another."""
+        server = serve()
+        one, other = meet(server), meet(server)
+        one.socket.send(record + bytes(100))
+        server.settle()
+        other.exchange(frame(BODY))
+        newcomer = meet(server)
+        newcomer.exchange(frame(BODY))
+        one.socket.close()
+        assert server.closed(one)["reason"] == "tls_error"
 
     def test_no_reset(self, serve: Serve) -> None:
         """The peer sees a FIN behind the alert, though it goes on to send."""

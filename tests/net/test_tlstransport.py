@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from lpechod.net.entrance import Entrance
-from lpechod.net.tls import RECORD_BYTES, TlsTransport
+from lpechod.net.tls import CHUNK_BYTES, TlsTransport
+from lpechod.net.tlsrecords import RECORD_BYTES, Bios
 from tests.net.conftest import Serve
 from tests.net.harness import KernelBuffers, assert_same, body_of, frame
 from tests.net.tlsclient import client_context, server_context
@@ -60,7 +61,7 @@ def established(
         theirs.apply(peer)
         ours.apply(listening)
         peer.connect(listening.getsockname())
-        transport = TlsTransport(listening.accept()[0], server_context())
+        transport = TlsTransport(listening.accept()[0], server_context(), Bios())
         with client_context().wrap_socket(
             peer, server_hostname="echo.test", do_handshake_on_connect=False
         ) as client:
@@ -108,6 +109,11 @@ def test_how_much_waits() -> None:
         assert 10_000 <= transport.waiting() <= 10_100
         assert transport.receive(memoryview(bytearray(20_000))) == 10_000
         assert transport.waiting() == 0
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        client.send(b"one")
+        client.send(bytes(5000))
+        assert transport.receive(memoryview(bytearray(20_000))) == 3
+        assert 5000 <= transport.waiting() <= 5100, "of which we have all"
 
 
 @pytest.mark.parametrize("records", range(2, 13))
@@ -120,7 +126,7 @@ def test_refused_within_a_call(records: int) -> None:
         while transport._fitting(len(data)) == RECORD_BYTES:
             client.send(b"x")  # With it, the client acknowledges the last of the handshake.
             assert transport.receive(memoryview(bytearray(8))) == 1
-        assert transport._fitting(len(data)) == records * RECORD_BYTES
+        assert transport._fitting(len(data)) == CHUNK_BYTES
         sent = transport.send(data)
         assert not sent
         received = bytearray()

@@ -1,5 +1,7 @@
 """What tests do with a `TlsClient` on the wire: flights, records and ends, each by itself."""
 
+import select
+import socket
 import ssl
 
 import pytest
@@ -125,3 +127,33 @@ def answer(client: TlsClient) -> bytes:
 def results(server: EchoServer) -> dict[str, int]:
     """Return the results that are not 0, of handshakes that are over."""
     return {name: count for name, count in server.service.counts.tls_handshakes.items() if count}
+
+
+def stuff(server: EchoServer, client: TlsClient) -> int:
+    """Fill the kernel from the server's side with bytes that are no TLS, and return how many."""
+    transport = transport_of(server, client)
+    size = blocked = 0
+    while blocked < 3:
+        try:
+            size += socket.socket.send(transport._socket, bytes(4096))
+            blocked = 0
+        except BlockingIOError:
+            # What is on its way to the client, at a pace, may still make room.
+            select.select((), (transport.fd,), (), 0.1)
+            blocked += 1
+    return size
+
+
+def skip(server: EchoServer, client: TlsClient, size: int) -> None:
+    """Receive so many bytes of what `stuff` has sent."""
+
+    def done() -> bool:
+        nonlocal size
+        try:
+            while size:
+                size -= len(client.socket.recv(size))
+        except BlockingIOError:
+            return False
+        return True
+
+    server.turn_until(done, "stuffing", [client.socket])

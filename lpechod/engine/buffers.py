@@ -56,7 +56,9 @@ class BufferPool:
         keep: how many bytes of unused buffers are kept for reuse; see `kept_bytes`.
 
     Attributes:
-        alarm: past so many bytes given out, `on_alarm` is called with each further request.
+        alarm: past so many bytes given out, `on_alarm` is called with the owner of each further
+            request.
+        on_release: called with each buffer that comes back, if set.
         make_room: called when a request would pass the limit, with the bytes needed and the owner
             that asks; frees what it can before it returns.
     """
@@ -71,6 +73,7 @@ class BufferPool:
         "limit",
         "make_room",
         "on_alarm",
+        "on_release",
         "shared",
     )
 
@@ -78,7 +81,8 @@ class BufferPool:
         self.shared = memory(RECEIVE_BYTES + HEADROOM_BYTES)
         self.limit = limit
         self.alarm = limit
-        self.on_alarm: Callable[[], None] = lambda: None
+        self.on_alarm: Callable[[Hashable], None] = lambda _owner: None
+        self.on_release: Callable[[], None] | None = None
         self.make_room: Callable[[int, Hashable], None] = lambda _size, _owner: None
         self.held = 0
         self.held_by: dict[Hashable, int] = {}
@@ -104,7 +108,7 @@ class BufferPool:
         self.held += capacity
         self.held_by[owner] = self.held_by.get(owner, 0) + capacity
         if self.held > self.alarm:
-            self.on_alarm()
+            self.on_alarm(owner)
         free = self._free.get(capacity)
         if free:
             self._idle -= capacity
@@ -130,6 +134,8 @@ class BufferPool:
         if self._idle + capacity <= self._keep:
             self._idle += capacity
             self._free.setdefault(capacity, []).append(buffer)
+        if self.on_release is not None:
+            self.on_release()
 
     def _reclaim(self) -> None:
         """Let go of unused buffers, large ones first, until all memory is within the limit."""

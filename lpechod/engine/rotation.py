@@ -62,15 +62,17 @@ class Rotation(Generic[_Source]):
     Attributes:
         share: the most that one who is not served by turns should receive in the present turn, in
             bytes.
+        beginning: the most that anybody should receive who holds nothing, in bytes: what is the
+            front of a large frame has to be kept.
         members: those who are served by turns.
         line: those of them who are ready and whose turn has not come yet, with their masks.
         spent: how many bytes they have moved in the present turn; for them to count.
     """
 
-    __slots__ = ("_little", "line", "members", "share", "spent")
+    __slots__ = ("_little", "beginning", "line", "members", "share", "spent")
 
     def __init__(self) -> None:
-        self.share = UNDIVIDED
+        self.share = self.beginning = UNDIVIDED
         self.members: set[_Source] = set()
         self.spent = 0
         # Not a dict: to take the first of one, again and again, walks over all that were before.
@@ -81,26 +83,46 @@ class Rotation(Generic[_Source]):
     def divide(self, ready: int) -> None:
         """Divide a turn among so many that are ready."""
         if ready <= FEW:
-            self.share = UNDIVIDED
+            self.share = self.beginning
         elif ready < MAX_EVENTS:
-            self.share = SHARED_BYTES // ready
+            self.share = min(SHARED_BYTES // ready, self.beginning)
         else:
-            self.share = LEAST_SHARE_BYTES
+            self.share = min(LEAST_SHARE_BYTES, self.beginning)
+
+    def ration(self, beginning: int) -> None:
+        """Bound what anybody may receive who holds nothing."""
+        self.beginning = beginning
+        self.share = min(self.share, beginning)
 
     @contextmanager
     def undivided(self) -> Iterator[None]:
         """Have everybody receive as much as there is room for, within a context."""
-        share, self.share = self.share, UNDIVIDED
+        before = self.share, self.beginning
+        self.share = self.beginning = UNDIVIDED
         try:
             yield
         finally:
-            self.share = share
+            self.share, self.beginning = before
 
-    def room(self, source: _Source, buffer: memoryview) -> memoryview:
-        """Return the part of a buffer that a source may receive into in this turn."""
+    def room(self, source: _Source, buffer: memoryview, *, begins: bool) -> memoryview:
+        """Return the part of a buffer that a source may receive into in this turn.
+
+        Args:
+            source: who receives.
+            buffer: where to.
+            begins: whether it holds nothing of a frame.
+        """
+        if begins and len(buffer) > self.beginning:
+            return buffer[: self.beginning]
         if len(buffer) > self.share and source not in self.members:
             return buffer[: self.share]
         return buffer
+
+    def is_generous(self, source: _Source) -> bool:
+        """Whether a source may receive a large frame with one call, from its first byte on."""
+        if self.beginning != UNDIVIDED:
+            return False
+        return self.share == UNDIVIDED or source in self.members
 
     def join(self, source: _Source) -> None:
         """Serve a source by turns from now on, as it may be already."""

@@ -1,35 +1,47 @@
-"""`max_buffered` enforced: close who is overdue, pause those who need more, then shed the largest.
+"""`max_buffered` enforced: close who is overdue, have the others take turns, then shed the largest.
 
 Two marks and the limit. Past the first mark, which is that of overload by number, too (90 % unless
 configured), memory is short until it is back below the second one, five sixths of the first. With
 one mark alone, each frame that begins would make it short again. Three steps lead from the first to
 the second, and each is taken only if the one before has not been enough:
 
-1. at once, who holds memory and is overdue by the shorter time-outs of an overload is closed in
-   good order, the longest overdue first;
+1. at once, and then each second, who holds memory and is overdue by the shorter time-outs of an
+   overload is closed in good order, the longest overdue first;
 2. those whose frames have outgrown their buffers are paused, and those whose echoes wait if they
    hold more than the mean: their peers feel it as a slow network. Whoever has room for the rest of
-   a frame may go on, since its end is what gives memory back. That is looked at ten times a second,
-   and over as soon as memory is relieved;
-3. if it is not within a second, the largest holders are closed at once, however well they behave.
+   a frame may go on, since its end is what gives memory back. As it does, those who wait are given
+   room for all of their frames and go on themselves, those first of whose frames least is missing.
+   So thousands of large frames that have begun at once are served one after the other, of which
+   none could be if each had its part of the memory;
+3. if nobody could go on for a second, the largest holders are closed at once, however well they
+   behave.
 
 Frames before sizes, because a peer that dribbles is at fault, and one that holds much may only be
 far away. And whatever the marks, a request that would pass the limit itself is met at once, from
 whoever holds more than the one that asks, or not at all.
 """
 
-from collections.abc import Hashable
-from heapq import heapify, heappop
+from collections.abc import Hashable, Iterable
+from heapq import heapify, heappop, heappush
 
-from lpechod.engine.buffers import BufferPool
+from lpechod.engine.buffers import BufferPool, capacity_for
 from lpechod.engine.loop import Loop
+from lpechod.engine.rotation import UNDIVIDED
 from lpechod.engine.wheel import Timer
 from lpechod.net.connection import Connection
 from lpechod.net.eventlog import EventLog
 from lpechod.net.holders import Holders
 
 PATIENCE_SECONDS = 1.0
-"""How long a pause may take to relieve memory before connections are shed."""
+"""How long nobody may be able to go on before connections are shed."""
+
+
+_PERIOD_SECONDS = 1.0
+"""How often those who are overdue are looked for, while memory stays short."""
+
+_RATION_BYTES = 4096
+"""What anybody receives who holds nothing, while memory is short: thousands may come meanwhile, and
+of those whose frames are large, it has to be kept. Smaller frames are echoed as ever."""
 
 
 class MemoryBudget(Timer):
@@ -48,8 +60,8 @@ class MemoryBudget(Timer):
     urgent = True
 
     __slots__ = (
-        "_holders", "_log", "_loop", "_paused", "_pool", "_relieved_below", "_short_since",
-        "seconds",
+        "_asked", "_holders", "_log", "_looked_at", "_loop", "_paused", "_pool", "_relieved_below",
+        "_short_since", "_stuck_since", "_waiting", "seconds",
     )  # fmt: skip
 
     def __init__(self, pool: BufferPool, loop: Loop, log: EventLog, overload_percent: int) -> None:
@@ -58,8 +70,12 @@ class MemoryBudget(Timer):
         self._loop = loop
         self._log = log
         self._holders = Holders(pool.held_by, loop)
+        self._asked: dict[Hashable, None] = {}
+        """Who has asked for more of late, while memory was short."""
         self._paused: set[Connection] = set()
-        self._short_since = 0.0
+        self._waiting: list[tuple[int, int, Connection]] = []
+        """Those of them who need more, by what is missing of their frames: a heap."""
+        self._short_since = self._stuck_since = self._looked_at = 0.0
         self.seconds = 0.0
         pool.alarm = pool.limit * overload_percent // 100
         self._relieved_below = pool.alarm * 5 // 6
@@ -67,36 +83,49 @@ class MemoryBudget(Timer):
         pool.make_room = self._make_room
 
     def on_ready(self, _mask: int, now: float) -> None:
-        """Close who is overdue, and pause who needs more; called in the turn after the alarm."""
+        """Act on an alarm, and on memory that has come back since; called in the turn after it."""
+        if self.filed:
+            self._pause(self._asked, now)
+            self._asked.clear()
+            self._let_go(now)
+        elif self._pool.held > self._pool.alarm:
+            self._begin(now)
+
+    def on_deadline(self, now: float) -> None:
+        """Look again; when patience is at its end, shed until memory is relieved."""
+        held = self._pool.held
+        if held > self._relieved_below and now >= self._stuck_since + PATIENCE_SECONDS:
+            self._relieve(now, self._shed(now))
+        elif held > self._relieved_below:
+            if now >= self._looked_at + _PERIOD_SECONDS:
+                self._close_overdue(now)
+            self._pause(self._pool.held_by, now)
+            self._spare(now)
+            self._let_go(now)
+            self._loop.schedule(self, now)
+        else:
+            self._relieve(now, shed=0)
+
+    def _begin(self, now: float) -> None:
         pool = self._pool
         held = pool.held
-        if self.filed or held <= pool.alarm:
-            return
-        self._short_since = now
+        self._short_since = self._stuck_since = now
         closed = self._close_overdue(now)
         if pool.held > self._relieved_below:
-            self._pause(now)
+            self._pause(pool.held_by, now)
         self._log.warning(
             "memory_short", held=held, limit=pool.limit, closed=closed, paused=len(self._paused)
         )
         if pool.held > self._relieved_below:
             self._loop.schedule(self, now)
+            self._let_go(now)
+            pool.on_release = self._on_release
+            self._loop.rotation.ration(_RATION_BYTES)
         else:
             self._relieve(now, shed=0)
 
-    def on_deadline(self, now: float) -> None:
-        """Look again; when patience is at its end, shed until memory is relieved."""
-        if self._pool.held > self._relieved_below and now < self._short_since + PATIENCE_SECONDS:
-            self._pause(now)
-            self._loop.schedule(self, now)
-            return
-        shed = 0
-        while self._pool.held > self._relieved_below:
-            self._largest().shed(now)
-            shed += 1
-        self._relieve(now, shed)
-
     def _close_overdue(self, now: float) -> int:
+        self._looked_at = now
         # In one turn, since memory cannot wait: among 25,000 holders who is overdue is found in
         # 30 ms, and that comes once in the time in which a sixth of the first mark fills up.
         overdue = [
@@ -110,25 +139,67 @@ class MemoryBudget(Timer):
             closed += heappop(overdue)[-1].vacate(now)
         return closed
 
-    def _pause(self, now: float) -> None:
-        holders = self._pool.held_by
-        mean = self._pool.held / len(holders)
+    def _pause(self, holders: Iterable[Hashable], now: float) -> None:
+        """Pause those of some holders who need more, or are to be read from no more."""
+        pool = self._pool
+        mean = pool.held / max(len(pool.held_by), 1)
         paused = [
             owner
-            for owner, held in holders.items()
+            for owner in holders
             if isinstance(owner, Connection)
             and owner not in self._paused
-            and (owner.protocol.outgrown or (held >= mean and owner.protocol.unsent_bytes))
+            and (
+                owner.protocol.outgrown is not None
+                or (owner.protocol.unsent_bytes and pool.held_by.get(owner, 0) >= mean)
+            )
         ]
         for connection in paused:
             self._paused.add(connection)
             connection.pause(now)
+            if (frame := connection.protocol.outgrown) is not None:
+                missing = frame.need - frame.have
+                heappush(self._waiting, (missing, connection.number, connection))
+
+    def _let_go(self, now: float) -> None:
+        """Have those who wait go on, as many as there is room for all of their frames."""
+        pool, waiting = self._pool, self._waiting
+        # What is left above is for those who begin.
+        most = (pool.alarm + pool.limit) // 2
+        while waiting:
+            connection = waiting[0][-1]
+            frame = connection.protocol.outgrown
+            if frame is not None and pool.held + capacity_for(frame.need) > most:
+                break
+            heappop(waiting)
+            self._paused.discard(connection)
+            if frame is not None:
+                connection.protocol.reserve()
+                connection.unpause(now)
+                self._stuck_since = now
+
+    def _spare(self, now: float) -> None:
+        """Let go of those who were paused for their echoes, and have none left; or have ended."""
+        for connection in tuple(self._paused):
+            if connection not in self._pool.held_by:
+                self._paused.discard(connection)
+                connection.unpause(now)
+
+    def _shed(self, now: float) -> int:
+        shed = 0
+        while self._pool.held > self._relieved_below:
+            self._largest().shed(now)
+            shed += 1
+        return shed
 
     def _relieve(self, now: float, shed: int) -> None:
         """Let those who were paused go on."""
+        self._pool.on_release = None
+        self._loop.rotation.ration(UNDIVIDED)
         for connection in self._paused:
             connection.unpause(now)
         self._paused.clear()
+        self._waiting.clear()
+        self._asked.clear()
         self._holders.forget()
         self.seconds += now - self._short_since
         self._log.warning("memory_relieved", held=self._pool.held, shed=shed)
@@ -137,8 +208,13 @@ class MemoryBudget(Timer):
         """Pass a defect on: without this budget there is no bound on memory."""
         raise error
 
-    def _on_alarm(self) -> None:
-        if not self.filed:
+    def _on_alarm(self, owner: Hashable) -> None:
+        if self.filed:
+            self._asked[owner] = None
+        self._loop.again(self, 0)
+
+    def _on_release(self) -> None:
+        if self._waiting:
             self._loop.again(self, 0)
 
     def _make_room(self, size: int, owner: Hashable) -> None:

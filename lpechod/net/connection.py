@@ -16,7 +16,7 @@ from collections.abc import Callable
 from lpechod.engine.buffers import HEADROOM_BYTES, RECEIVE_BYTES, BufferPool
 from lpechod.engine.loop import Loop, Source
 from lpechod.engine.poller import ERROR, HANGUP, PEER_CLOSED, READABLE, WRITABLE
-from lpechod.engine.rotation import FRAME_COST_BYTES, SHARED_FRAME_BYTES, UNDIVIDED
+from lpechod.engine.rotation import FRAME_COST_BYTES, SHARED_FRAME_BYTES
 from lpechod.engine.wheel import Timer
 from lpechod.net.handshake import Greeter, Handshake, HandshakeError
 from lpechod.net.host import Host
@@ -108,8 +108,7 @@ class Connection(Timer):
             if mask & self._interest & READABLE:
                 if protocol.foreseen_bytes:
                     self._make_room()
-                room = self._rotation.room(self, protocol.receive_into)
-                self._take(self._transport.receive(room), now)
+                self._take(self._transport.receive(self._room()), now)
             if mask != READABLE:
                 self._handle_rest(mask, now)
         except PeerGoneError as error:
@@ -131,9 +130,13 @@ class Connection(Timer):
         elif count == 0:
             self._receive_end(now)
 
+    def _room(self) -> memoryview:
+        protocol = self.protocol
+        return self._rotation.room(self, protocol.receive_into, begins=protocol.begins)
+
     def _make_room(self) -> None:
         """Have a large frame received where it can stay, unless it is to come in small shares."""
-        if self._rotation.share == UNDIVIDED or self in self._rotation.members:
+        if self._rotation.is_generous(self):
             self.protocol.make_room(self._transport.waiting())
 
     def _weigh(self, count: int) -> None:

@@ -21,7 +21,7 @@ class EdgeConnection(Connection):
         protocol = self.protocol
         if protocol.foreseen_bytes:
             self._make_room()  # What follows has to know the room.
-        room = len(self._rotation.room(self, protocol.receive_into))
+        room = len(self._room())
         before = protocol.received_bytes
         super().on_ready(mask, now)
         count = protocol.received_bytes - before

@@ -56,15 +56,15 @@ class SecuredPath(SteadyTable[Secured]):
         super().__init__(shared, max_frame_bytes, tally)
         self.bios = Bios()
 
-    def serve(self, ready: Ready, into: memoryview, now: float) -> Ready:
+    def serve(self, ready: Ready, now: float) -> Ready:
         """Echo what those of a turn bring who are steady, and return the events of all others.
 
         Args:
             ready: descriptors that are ready, with their masks.
-            into: the front of the shared buffer; as much as a record has, at least.
             now: the loop's time, in seconds.
         """
         connections, run, reads, cipher, rest = self.connections, self._run, 0, b"", []
+        shared = self._shared
         size, headers, expected, echo = run.size, run.headers, run.expected, run.echo
         incoming, outgoing, piece = self.bios.incoming, self.bios.outgoing, self.bios.piece
         for fd, mask in ready:
@@ -79,7 +79,7 @@ class SecuredPath(SteadyTable[Secured]):
                     connection.take_cipher(piece[:taken], now)
                     continue
                 incoming.write(piece[:taken])
-                count = stream.read(RECORD_BYTES, into)
+                count = stream.read(RECORD_BYTES, shared)
             except OSError as error:
                 connection.fail(error, now)
                 continue

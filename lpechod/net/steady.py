@@ -77,7 +77,7 @@ class SteadyPath(SteadyTable["SteadyConnection"]):
         alone = crowd <= FEW and self._rotation.share == UNDIVIDED
         into = self._into if alone else self._divide(crowd)
         if self.secured.connections:
-            ready = self.secured.serve(ready, into[0], now)
+            ready = self.secured.serve(ready, now)
         connections, receive, send = self.connections, self._receive, self._send
         if not connections or not ready:
             return ready

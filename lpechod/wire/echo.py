@@ -221,10 +221,11 @@ class EchoProtocol(Lifecycle):
         """Whether echoes are pending, or the stream's own end is."""
         return self._pending is not None or self._leave_blocked
 
-    @property
-    def outgrown(self) -> bool:
-        """Whether what is to come of a frame needs a larger buffer."""
-        return self._partial is not None and self._partial.outgrown
+    def reserve(self) -> None:
+        """Get room for all of the frame that has begun, if there is memory for it now."""
+        partial = self.outgrown
+        if partial is not None and partial.reserve():
+            self._aim(partial)
 
     @property
     def has_backlog(self) -> bool:

@@ -12,6 +12,7 @@ for each connection.
 from collections.abc import Callable, Hashable
 
 from lpechod.wire.deadlines import Deadlines
+from lpechod.wire.partial import PartialFrame
 from lpechod.wire.pending import Buffers
 from lpechod.wire.states import CloseReason, Event, State, next_state
 
@@ -86,6 +87,16 @@ class Lifecycle(Deadlines):
     def receive_reset(self) -> None:
         """Take note that the connection is gone."""
         self._move(Event.RESET, CloseReason.RESET)
+
+    @property
+    def begins(self) -> bool:
+        """Whether what is received next is the front of a frame."""
+        return self._partial is None and self._spare is None
+
+    @property
+    def outgrown(self) -> PartialFrame | None:
+        """What has arrived of a frame, if all of it needs a larger buffer; None if not."""
+        return self._partial if self._partial is not None and self._partial.outgrown else None
 
     @property
     def at_end(self) -> bool:

@@ -91,6 +91,16 @@ class PartialFrame:
             self.buffer = larger
         return self.buffer[have:need]
 
+    def reserve(self) -> bool:
+        """Move to a buffer with room for the whole frame; tell whether there was memory for one."""
+        larger = self._buffers.acquire(self.need, self._owner)
+        if larger is None:
+            return False
+        larger[: self.have] = self.buffer[: self.have]
+        self.release()
+        self.buffer = larger
+        return True
+
     def drop(self, count: int, need: int, now: float) -> None:
         """Go on with what is behind the first ``count`` bytes, as if it had begun to arrive now."""
         rest = self.have - count

@@ -159,7 +159,7 @@ class TestAlarm:
         pool = BufferPool(limit=10 * SMALLEST)
         sounded: list[int] = []
         pool.alarm = 2 * SMALLEST
-        pool.on_alarm = lambda: sounded.append(pool.held)
+        pool.on_alarm = lambda _owner: sounded.append(pool.held)
         buffers = [_acquire(pool, 1) for _ in range(4)]
         assert sounded == [3 * SMALLEST, 4 * SMALLEST]
 
@@ -177,12 +177,23 @@ class TestAlarm:
 
         assert pool.acquire(1, "owner") is None
 
+    def test_whose_it_is(self) -> None:
+        """The alarm is told who has asked."""
+        pool = BufferPool(limit=10 * SMALLEST)
+        pool.alarm = 0
+        owners: list[Hashable] = []
+        pool.on_alarm = owners.append
+        _acquire(pool, 1, "one")
+        _acquire(pool, 1, "other")
+
+        assert owners == ["one", "other"]
+
     def test_owner_is_on_the_account_by_then(self) -> None:
         """The alarm sees the accounts with the request that set it off."""
         pool = BufferPool(limit=10 * SMALLEST)
         pool.alarm = 0
         seen: list[dict[Hashable, int]] = []
-        pool.on_alarm = lambda: seen.append(dict(pool.held_by))
+        pool.on_alarm = lambda _owner: seen.append(dict(pool.held_by))
         _acquire(pool, 1, "owner")
 
         assert seen == [{"owner": SMALLEST}]
@@ -284,7 +295,7 @@ class PoolAgainstModel(RuleBasedStateMachine):
         for _ in range(min(self.sheds, len(self.loans))):
             self.pool.release(*self.loans.pop(0))
 
-    def on_alarm(self) -> None:
+    def on_alarm(self, _owner: Hashable) -> None:
         self.alarms += 1
 
     @rule(size=st.integers(0, 5000) | st.integers(0, 70_000), owner=owners, sheds=st.integers(0, 3))

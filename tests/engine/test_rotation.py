@@ -62,9 +62,32 @@ class TestShare:
         rotation.divide(100)
         rotation.join("by turns")
 
-        assert len(rotation.room("other", large)) == rotation.share
-        assert len(rotation.room("other", small)) == 10
-        assert rotation.room("by turns", large) is large
+        assert len(rotation.room("other", large, begins=True)) == rotation.share
+        assert len(rotation.room("other", small, begins=True)) == 10
+        assert rotation.room("by turns", large, begins=True) is large
+
+    def test_ration(self, rotation: Rotation[str]) -> None:
+        """Who holds nothing has no more than a ration, if there is one, and others as ever."""
+        large = memoryview(bytes(RECEIVE_BYTES))
+        rotation.join("by turns")
+        for crowd in (1, 100, 100_000):
+            rotation.ration(UNDIVIDED)
+            rotation.divide(crowd)
+            share = rotation.share
+            rotation.ration(1000)
+            assert rotation.share == 1000
+            rotation.divide(crowd)
+            assert len(rotation.room("other", large, begins=True)) == 1000
+            assert len(rotation.room("by turns", large, begins=True)) == 1000
+            assert rotation.room("by turns", large, begins=False) is large
+            assert not rotation.is_generous("by turns")
+            with rotation.undivided():
+                assert rotation.room("other", large, begins=True) is large
+            rotation.ration(UNDIVIDED)
+            rotation.divide(crowd)
+            assert rotation.share == share
+            assert rotation.is_generous("by turns")
+            assert rotation.is_generous("other") is (crowd == 1)
 
     def test_undivided(self, rotation: Rotation[str]) -> None:
         """Nobody is bounded within a context that says so, and all are as before behind it."""

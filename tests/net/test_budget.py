@@ -1,10 +1,11 @@
 """`max_buffered` as a hard limit, with peers that really do not read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 
 import pytest
 
+from lpechod.engine.rotation import UNDIVIDED
 from lpechod.net.budget import PATIENCE_SECONDS
 from lpechod.net.connection import Connection
 from lpechod.ops.config_tables import least_buffered
@@ -16,6 +17,8 @@ from tests.net.harness import Client, EchoServer, KernelBuffers, assert_same, bo
 LIMIT = 2 << 20
 ALARM = LIMIT * 9 // 10
 RELIEVED = ALARM * 5 // 6
+MOST = (ALARM + LIMIT) // 2
+"""Up to here, frames that have begun are given room for their rest while memory is short."""
 ECHO = EchoSettings(
     max_frame_bytes=64 << 10,
     high_watermark_bytes=256 << 10,
@@ -39,10 +42,10 @@ def _server(serve: Serve) -> EchoServer:
     pool = server.service.pool
     alarm = pool.on_alarm
 
-    def check() -> None:
+    def check(owner: Hashable) -> None:
         assert pool.held <= pool.limit
         assert sum(pool.held_by.values()) == pool.held
-        alarm()
+        alarm(owner)
 
     pool.on_alarm = check
     return server
@@ -115,6 +118,13 @@ class TestShortage:
             clients.append(holder(1))
         return clients
 
+    def fill_up(self, server: EchoServer, holder: Callable[[int], Client]) -> list[Client]:
+        """Hold memory until there is no room for another frame."""
+        clients = self.fill(server, holder)
+        while server.service.pool.held + HELD <= MOST:
+            clients.append(holder(1))
+        return clients
+
     def test_pauses_and_goes_on(self, server: EchoServer, holder: Callable[[int], Client]) -> None:
         """Peers that read within the second lose nothing; beginning and end have a line each."""
         clients = self.fill(server, holder)
@@ -127,6 +137,7 @@ class TestShortage:
             assert_same(FRAME, client.receive_exactly(len(FRAME)))
         server.pass_time(PATIENCE_SECONDS + 0.1)
         assert server.log.of("memory_relieved") == [{"held": 0, "shed": 0}]
+        assert server.loop.rotation.beginning == UNDIVIDED
 
         for client in clients:
             client.exchange(FRAME)
@@ -170,10 +181,11 @@ class TestShortage:
 
     def test_once_at_a_time(self, server: EchoServer, holder: Callable[[int], Client]) -> None:
         """More alarms within the second do not start it again, or write another line."""
-        self.fill(server, holder)
+        self.fill_up(server, holder)
         server.pass_time(0.5)
-        holder(1)
-        holder(1)
+        for _ in range(2):
+            server.connect().send(FRAME[:3000])
+            server.settle()
         server.pass_time(0.6)
 
         assert len(server.log.of("memory_short")) == 1
@@ -241,12 +253,15 @@ class TestShortage:
         self, server: EchoServer, holder: Callable[[int], Client]
     ) -> None:
         """A frame with room for its rest is completed, one without waits, and both are echoed."""
-        roomy, outgrown = server.connect(), server.connect()
-        sent = {roomy: 60_000, outgrown: 10_000}
-        for client, count in sent.items():
-            client.send(FRAME[:count])
+        sent = {server.connect(): 60_000}
+        (roomy,) = sent
+        roomy.send(FRAME[:60_000])
         server.settle()
-        others = self.fill(server, holder)
+        others = self.fill_up(server, holder)
+        outgrown = server.connect()
+        sent[outgrown] = 4000
+        outgrown.send(FRAME[:4000])
+        server.settle()
         assert server.connection_of(roomy).protocol.wants_read
         assert not server.connection_of(outgrown).protocol.wants_read
         for client, count in sent.items():
@@ -254,24 +269,99 @@ class TestShortage:
         assert_same(FRAME, roomy.receive_exactly(len(FRAME)))
         server.settle()
         assert not outgrown.received
-        for client in others:
-            assert_same(FRAME, client.receive_exactly(len(FRAME)))
-        server.pass_time(0.2)
+        assert_same(FRAME, others[0].receive_exactly(len(FRAME)))
+        assert_same(FRAME, others[1].receive_exactly(len(FRAME)))
 
         assert_same(FRAME, outgrown.receive_exactly(len(FRAME)))
+        assert len(server.log.of("memory_short")) == 1
+        assert not server.log.of("memory_relieved")
 
-    def test_who_outgrows_meanwhile_is_paused(
+    def test_who_begins_meanwhile_waits(
         self, server: EchoServer, holder: Callable[[int], Client]
     ) -> None:
-        """Whoever begins to need more while memory is short is paused at the next look."""
+        """Whoever begins a large frame while memory is short holds little of it, and is paused."""
+        others = self.fill_up(server, holder)
+        client = server.connect()
+        assert client.send_some(FRAME) == len(FRAME)
+        server.settle()
+        connection = server.connection_of(client)
+        assert not connection.protocol.wants_read
+        assert server.service.pool.held_by[connection] <= 4096 + 64
+
+        assert_same(FRAME, others[0].receive_exactly(len(FRAME)))
+        turns = server.loop.turns
+        assert_same(FRAME, client.receive_exactly(len(FRAME)))
+        assert server.loop.turns - turns < 8, "receives the rest in small pieces"
+
+    def test_who_is_furthest_goes_on_first(
+        self, server: EchoServer, holder: Callable[[int], Client]
+    ) -> None:
+        """Room that comes back is for the frame of which least is missing, without waiting."""
+        clients = [server.connect() for _ in range(3)]
+        others = self.fill_up(server, holder)
+        for client, part in zip(clients, (1000, 4000, 2500), strict=True):
+            client.send(FRAME[:part])
+            server.settle()
+        connections = [server.connection_of(client) for client in clients]
+        assert [each.protocol.wants_read for each in connections] == [False] * 3
+        for expected in ([False, True, False], [False, True, True], [True] * 3):
+            other = others.pop()
+            assert_same(FRAME, other.receive_exactly(len(FRAME)))
+            server.settle()
+            assert [each.protocol.wants_read for each in connections] == expected
+        assert all(server.service.pool.held_by[each] == HELD for each in connections)
+
+    def test_nobody_is_shed_while_somebody_goes_on(
+        self, server: EchoServer, holder: Callable[[int], Client]
+    ) -> None:
+        """Patience lasts as long as one after the other is given room, and a second beyond."""
         self.fill(server, holder)
         client = server.connect()
-        client.send(FRAME[:10_000])
-        server.settle()
-        assert server.connection_of(client).protocol.wants_read
-        server.pass_time(0.2)
+        for _ in range(4):
+            server.pass_time(0.8)
+            client.exchange(FRAME)
+        assert not server.log.of("memory_relieved")
+        server.pass_time(0.9)
+        assert not server.log.of("memory_relieved")
+        server.pass_time(0.3)
 
-        assert not server.connection_of(client).protocol.wants_read
+        (line,) = server.log.of("memory_relieved")
+        assert line["shed"]
+
+    def test_who_has_no_echo_left_is_read_again(
+        self, server: EchoServer, holder: Callable[[int], Client]
+    ) -> None:
+        """A peer that has taken its echoes is not paused for as long as memory is short."""
+        clients = self.fill_up(server, holder)
+        assert_same(FRAME, clients[0].receive_exactly(len(FRAME)))
+        server.pass_time(0.2)
+        assert not server.log.of("memory_relieved")
+        assert server.connection_of(clients[0]).protocol.wants_read
+        assert not server.connection_of(clients[1]).protocol.wants_read
+
+    def test_large_frames_of_a_crowd(self, serve: Serve) -> None:
+        """Of far more large frames than memory has room for, each is echoed, and nobody waits."""
+        large, limit = frame(body_of(256 << 10)), 16 << 20
+        echo = EchoSettings(high_watermark_bytes=1 << 20)
+        buffers = KernelBuffers(send=1 << 20, receive=1 << 20)
+        server = serve(echo=echo, max_buffered_bytes=limit, buffers=buffers)
+        clients = [server.connect(buffers=buffers) for _ in range(200)]
+        rest = {client: memoryview(large) for client in clients}
+        echoed = dict.fromkeys(clients, 0)
+
+        def done() -> bool:
+            for client, unsent in rest.items():
+                if unsent:
+                    rest[client] = unsent[client.send_some(unsent) :]
+                while some := client.receive_some():
+                    at = echoed[client]
+                    assert large[at : at + len(some)] == some
+                    echoed[client] = at + len(some)
+            return min(echoed.values()) == len(large)
+
+        server.turn_until(done, "all echoes", [client.socket for client in clients])
+        assert server.log.of("memory_short")
+        assert server.service.counts.closed[CloseReason.OVERLOAD] == 0
 
 
 class TestDribblers:
@@ -348,6 +438,23 @@ class TestDribblers:
         dribbler.expect_eof()
         server.pass_time(PATIENCE_SECONDS + 0.1)
         assert RELIEVED - HELD < server.service.pool.held <= RELIEVED
+
+    def test_while_memory_stays_short(
+        self, server: EchoServer, holder: Callable[[int], Client]
+    ) -> None:
+        """Who is overdue only by then is closed within a second."""
+        dribbler = self.begin(server)
+        server.pass_time(self.LATE - 3.0)
+        self.fill(server, holder)
+        assert server.log.of("memory_short")[0]["closed"] == 0
+        client = server.connect()
+        for _ in range(3):
+            server.pass_time(0.8)
+            client.exchange(FRAME)  # So that nobody is shed meanwhile.
+        assert not server.log.of("memory_relieved")
+        dribbler.expect_eof()
+        dribbler.close()
+        assert server.closed(dribbler)["reason"] == "overload"
 
     def test_whole_by_now(self, server: EchoServer, holder: Callable[[int], Client]) -> None:
         """A frame whose rest waits in the kernel is echoed, however late we look."""

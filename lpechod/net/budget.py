@@ -6,15 +6,15 @@ one mark alone, each frame that begins would make it short again. Three steps le
 the second, and each is taken only if the one before has not been enough:
 
 1. at once, and then each second, who holds memory and is overdue by the shorter time-outs of an
-   overload is closed in good order, the longest overdue first;
+   overload is closed in good order, the longest overdue first; and of those whose echoes wait, and
+   who have taken nothing for a second, the largest holders are closed at once;
 2. those whose frames have outgrown their buffers are paused, and those whose echoes wait if they
    hold more than the mean: their peers feel it as a slow network. Whoever has room for the rest of
    a frame may go on, since its end is what gives memory back. As it does, those who wait are given
    room for all of their frames and go on themselves, those first of whose frames least is missing.
    So thousands of large frames that have begun at once are served one after the other, of which
    none could be if each had its part of the memory;
-3. if nobody could go on for a second, the largest holders are closed at once, however well they
-   behave.
+3. if nobody could go on for a second, the largest holders are closed, however well they behave.
 
 Frames before sizes, because a peer that dribbles is at fault, and one that holds much may only be
 far away. And whatever the marks, a request that would pass the limit itself is met at once, from
@@ -61,7 +61,7 @@ class MemoryBudget(Timer):
 
     __slots__ = (
         "_asked", "_holders", "_log", "_looked_at", "_loop", "_paused", "_pool", "_relieved_below",
-        "_short_since", "_stuck_since", "_waiting", "seconds",
+        "_shed_by_now", "_short_since", "_stuck_since", "_waiting", "seconds",
     )  # fmt: skip
 
     def __init__(self, pool: BufferPool, loop: Loop, log: EventLog, overload_percent: int) -> None:
@@ -76,6 +76,7 @@ class MemoryBudget(Timer):
         self._waiting: list[tuple[int, int, Connection]] = []
         """Those of them who need more, by what is missing of their frames: a heap."""
         self._short_since = self._stuck_since = self._looked_at = 0.0
+        self._shed_by_now = 0
         self.seconds = 0.0
         pool.alarm = pool.limit * overload_percent // 100
         self._relieved_below = pool.alarm * 5 // 6
@@ -99,6 +100,7 @@ class MemoryBudget(Timer):
         elif held > self._relieved_below:
             if now >= self._looked_at + _PERIOD_SECONDS:
                 self._close_overdue(now)
+                self._shed_stuck(now)
             self._pause(self._pool.held_by, now)
             self._spare(now)
             self._let_go(now)
@@ -184,6 +186,23 @@ class MemoryBudget(Timer):
                 self._paused.discard(connection)
                 connection.unpause(now)
 
+        if len(self._waiting) > 2 * len(self._paused):
+            self._waiting = [each for each in self._waiting if each[-1] in self._paused]
+            heapify(self._waiting)
+
+    def _shed_stuck(self, now: float) -> None:
+        stuck = [
+            (-held, owner.number, owner)
+            for owner, held in self._pool.held_by.items()
+            if isinstance(owner, Connection)
+            and now >= owner.protocol.stuck_since() + PATIENCE_SECONDS
+        ]
+        for _, _, connection in sorted(stuck):
+            if self._pool.held <= self._relieved_below:
+                break
+            connection.shed(now)
+            self._shed_by_now += 1
+
     def _shed(self, now: float) -> int:
         shed = 0
         while self._pool.held > self._relieved_below:
@@ -202,6 +221,8 @@ class MemoryBudget(Timer):
         self._asked.clear()
         self._holders.forget()
         self.seconds += now - self._short_since
+        shed += self._shed_by_now
+        self._shed_by_now = 0
         self._log.warning("memory_relieved", held=self._pool.held, shed=shed)
 
     def on_failure(self, error: Exception, _now: float) -> None:

@@ -103,6 +103,10 @@ class Deadlines(ABC):
                 return self.active_at + settings.overload_idle_s
         return math.inf
 
+    def stuck_since(self) -> float:
+        """Return since when nothing has been taken of echoes that wait; inf if there are none."""
+        return self._progress_at if self._pending is not None else math.inf
+
     def handle_deadline(self, now: float) -> None:
         """Act on every deadline that has passed."""
         if now < self.next_deadline():

@@ -108,6 +108,16 @@ def test_the_least_is_enough_for_many_small_ones(
     assert server.log.of("memory_short") == []
 
 
+def fill_with_parts(server: EchoServer) -> list[Client]:
+    """Hold memory until the alarm rings, by clients inside frames that have room for the rest."""
+    clients = []
+    while not server.log.of("memory_short"):
+        clients.append(server.connect())
+        clients[-1].send(FRAME[:60_000])
+        server.settle()
+    return clients
+
+
 class TestShortage:
     """Past nine tenths: who needs more is paused, and after a second the largest are shed."""
 
@@ -311,11 +321,9 @@ class TestShortage:
             assert [each.protocol.wants_read for each in connections] == expected
         assert all(server.service.pool.held_by[each] == HELD for each in connections)
 
-    def test_nobody_is_shed_while_somebody_goes_on(
-        self, server: EchoServer, holder: Callable[[int], Client]
-    ) -> None:
+    def test_nobody_is_shed_while_somebody_goes_on(self, server: EchoServer) -> None:
         """Patience lasts as long as one after the other is given room, and a second beyond."""
-        self.fill(server, holder)
+        fill_with_parts(server)
         client = server.connect()
         for _ in range(4):
             server.pass_time(0.8)
@@ -328,6 +336,39 @@ class TestShortage:
         (line,) = server.log.of("memory_relieved")
         assert line["shed"]
 
+    def test_who_takes_nothing_is_shed_though_others_go_on(
+        self, server: EchoServer, holder: Callable[[int], Client]
+    ) -> None:
+        """Peers that do not read are closed after a second, as few as it takes, largest first."""
+        large, _small = holder(3), self.fill(server, holder)
+        held = server.service.pool.held
+        client = server.connect()
+        for _ in range(3):
+            server.pass_time(0.4)
+            client.exchange(FRAME)
+
+        server.pass_time(0.1)
+        (line,) = server.log.of("memory_relieved")
+        assert line["shed"] == 1 + -(-(held - 3 * HELD - RELIEVED) // HELD)
+        assert server.closed(large)["reason"] == "overload"
+        client.exchange(FRAME)
+
+    def test_who_takes_some_is_not_shed(
+        self, server: EchoServer, holder: Callable[[int], Client]
+    ) -> None:
+        """A peer that reads slowly keeps its place for as long as others go on."""
+        slow = holder(3)
+        fill_with_parts(server)
+        client = server.connect()
+        for _ in range(5):
+            server.pass_time(0.4)
+            while not slow.receive_some(8192):
+                server.turn()
+            server.settle()
+            client.exchange(FRAME)
+        assert server.connection_of(slow).protocol.unsent_bytes
+        assert server.service.counts.closed[CloseReason.OVERLOAD] == 0
+
     def test_who_has_no_echo_left_is_read_again(
         self, server: EchoServer, holder: Callable[[int], Client]
     ) -> None:
@@ -338,6 +379,23 @@ class TestShortage:
         assert not server.log.of("memory_relieved")
         assert server.connection_of(clients[0]).protocol.wants_read
         assert not server.connection_of(clients[1]).protocol.wants_read
+
+    def test_who_ends_while_waiting_is_forgotten(
+        self, server: EchoServer, holder: Callable[[int], Client]
+    ) -> None:
+        """However many come and go while memory is short, only those are kept who are there."""
+        self.fill_up(server, holder)
+        server.connect().send(FRAME[:4000])
+        server.settle()
+        budget = server.service.budget
+        for _ in range(80):
+            client = server.connect()
+            client.send(FRAME[:1000])
+            server.settle()
+            client.reset()
+            server.settle()
+        server.pass_time(0.1)
+        assert len(budget._waiting) <= 2 * len(budget._paused)
 
     def test_large_frames_of_a_crowd(self, serve: Serve) -> None:
         """Of far more large frames than memory has room for, each is echoed, and nobody waits."""
@@ -439,13 +497,11 @@ class TestDribblers:
         server.pass_time(PATIENCE_SECONDS + 0.1)
         assert RELIEVED - HELD < server.service.pool.held <= RELIEVED
 
-    def test_while_memory_stays_short(
-        self, server: EchoServer, holder: Callable[[int], Client]
-    ) -> None:
+    def test_while_memory_stays_short(self, server: EchoServer) -> None:
         """Who is overdue only by then is closed within a second."""
         dribbler = self.begin(server)
         server.pass_time(self.LATE - 3.0)
-        self.fill(server, holder)
+        fill_with_parts(server)
         assert server.log.of("memory_short")[0]["closed"] == 0
         client = server.connect()
         for _ in range(3):

@@ -182,7 +182,9 @@ class MemoryBudget(Timer):
     def _spare(self, now: float) -> None:
         """Let go of those who were paused for their echoes, and have none left; or have ended."""
         for connection in tuple(self._paused):
-            if connection not in self._pool.held_by:
+            protocol = connection.protocol
+            idle = protocol.outgrown is None and not protocol.wants_write
+            if idle or connection not in self._pool.held_by:
                 self._paused.discard(connection)
                 connection.unpause(now)
 

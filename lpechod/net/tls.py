@@ -31,9 +31,8 @@ CHUNK_BYTES = 4 * RECORD_BYTES
 """Plaintext whose ciphertext goes to the kernel with one call, if that has room for it."""
 
 TCP_CORK: int = getattr(socket, "TCP_CORK", 0)
-"""Linux only (tcp(7)), else 0. Where there is little room, a large echo is a write(2) for each of
-its records, and with TCP_NODELAY the kernel would send each at once, in segments of which the last
-is not full."""
+"""Linux only (tcp(7)), else 0. Where there is little room, each record is a write(2), and with
+TCP_NODELAY the kernel would send each at once, in segments of which the last is not full."""
 
 _NOTHING = bytes(4)
 """The int that TIOCOUTQ fills in, which is SIOCOUTQ (tcp(7)): bytes that the peer has not taken."""
@@ -52,13 +51,15 @@ class TlsTransport:
         more: whether something has been received that no poller will tell of.
         crossed: `WRITABLE` if receiving waits for that, against appearances; for whoever waits to
             clear.
+        moved: whether the kernel has taken something; for whoever wants to know to clear.
         stream: what OpenSSL does, from the end of the handshake to that of the stream.
+        wasted: how many records have come without data in the latest call.
     """
 
     __slots__ = (
         "_ahead", "_at_end", "_barren", "_bios", "_context", "_corks", "_cut", "_dry", "_failure",
         "_fetches", "_owes_answer", "_sealed", "_socket", "_tls", "_unsent", "crossed", "eager",
-        "fd", "more", "stream",
+        "fd", "more", "moved", "stream", "wasted",
     )  # fmt: skip
 
     def __init__(self, connected: socket.SocketType, context: ssl.SSLContext, bios: Bios) -> None:
@@ -79,8 +80,8 @@ class TlsTransport:
         self._barren = 0
         """How many records have come since the latest plaintext."""
         self._fetches = 0
-        """How often the latest call has asked the kernel."""
-        self._dry = False  # Whether that had less than it was asked for in the end.
+        """How often the latest call has asked the kernel; and whether that had less, in the end."""
+        self._dry = False
         self._unsent = b""
         """Ciphertext that the kernel has refused."""
         self._sealed = 0
@@ -90,6 +91,8 @@ class TlsTransport:
         self.eager = False
         self.more = False
         self.crossed = 0
+        self.wasted = 0
+        self.moved = False
 
     @property
     def touched(self) -> bool:
@@ -176,10 +179,10 @@ class TlsTransport:
         bios, room = self._bios, len(buffer)
         size, least = RECORD_BYTES, 1 if self.eager else RECORD_BYTES
         count = stream.read(room, buffer) if stream.pending() else 0
-        self._dry, self._fetches = False, 0
+        self._dry, self._fetches, self.wasted = False, 0, 0
         bios.load(self._ahead)
         try:
-            while size >= least and count < room:
+            while size >= least and count < room and self.wasted <= MOST_BARREN_RECORDS:
                 record = self._next_record(room - count)
                 if record is None:
                     size = BLOCKED
@@ -211,8 +214,7 @@ class TlsTransport:
         bios = self._bios
         record = bios.take()
         while record is None and not self._dry:
-            # Whoever fills a piece has more. No more is fetched than there is room for, so that
-            # little has to be put by: that memory is not accounted for.
+            # Whoever fills a piece has more; but what there is no room for has to be put by.
             most = (room // RECORD_BYTES + 1) * FULL if self._fetches else PIECE_BYTES
             self._fetches += 1
             space = bios.space(most)
@@ -238,6 +240,7 @@ class TlsTransport:
     def _note_barren(self) -> None:
         """Count a record without data, of which TLS 1.3 has no limit (RFC 8446, 4.6.3)."""
         self._barren += 1
+        self.wasted += 1
         if self._barren > MOST_BARREN_RECORDS:
             raise endless()
 
@@ -247,9 +250,9 @@ class TlsTransport:
             self._owes_answer = True
             self.crossed = WRITABLE
 
-    def put_by(self, cipher: memoryview) -> None:
+    def put_by(self, cipher: bytes) -> None:
         """Keep ciphertext that somebody else has received, for `receive` to begin with."""
-        self._ahead = bytes(cipher)
+        self._ahead = cipher
 
     def heed(self, error: OSError, _against: int) -> None:
         """Take note of why a call on the stream or the socket has failed; see `Transport.heed`."""
@@ -319,8 +322,7 @@ class TlsTransport:
         """Send a close_notify; see `Transport.take_leave`."""
         if self.stream is None or self._tls is None or self._failure is not None:
             return True
-        # The peer's is not there yet (SSLWantReadError), or other data is in front of it.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # The peer's is not there yet, or data is in front.
             self._tls.shutdown()
         with contextlib.suppress(PeerGoneError):  # Nobody is there any more to take leave of.
             if not self._put():
@@ -352,6 +354,7 @@ class TlsTransport:
         try:
             while cipher:  # Until it is refused, or the kernel would have room that nobody uses.
                 cipher = cipher[os.write(self.fd, cipher) :]
+                self.moved = True
         except BlockingIOError:
             self._unsent = cipher
             return False

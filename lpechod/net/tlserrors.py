@@ -19,6 +19,9 @@ def failure(error: OSError) -> Exception:
     """
     if isinstance(error, ssl.SSLCertVerificationError):
         return StreamError(CloseReason.TLS_ERROR, f"certificate: {error.verify_message}")
+    if isinstance(error, ssl.SSLWantReadError):
+        # OpenSSL encrypts nothing between two parts of one; nobody needs several for 5 bytes.
+        return StreamError(CloseReason.TLS_ERROR, "a key update in parts")
     if isinstance(error, ssl.SSLError):
         reason = error.reason or "unknown"
         text = _HINTS.get(reason, reason.replace("_", " ").lower())

@@ -236,8 +236,11 @@ class _Client(Timer):
             self._received += count
             self._http.receive_data(bytes(free[:count]))
             self._respond()
-        if isinstance(self._transport, TlsTransport) and self._transport.more and not self.closing:
-            self._loop.again(self, READABLE)
+        if isinstance(self._transport, TlsTransport):
+            if self._transport.crossed:
+                self.end()  # It asks for key updates and does not take them.
+            elif self._transport.more and not self.closing:
+                self._loop.again(self, READABLE)
 
     def _respond(self) -> None:
         """Answer if the request is whole, or can't become one."""

@@ -202,6 +202,10 @@ class EchoProtocol(Lifecycle):
             self.unpause(now, _WATERMARK)
         self.changed = True
 
+    def note_progress(self, now: float) -> None:
+        """Take note that the kernel has taken a part of what the stream has made of some echo."""
+        self._progress_at = now
+
     @property
     def received_bytes(self) -> int:
         """How many bytes have been received."""

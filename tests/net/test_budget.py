@@ -380,6 +380,23 @@ class TestShortage:
         assert server.connection_of(clients[0]).protocol.wants_read
         assert not server.connection_of(clients[1]).protocol.wants_read
 
+    def test_who_has_a_part_of_a_frame_left_is_read_again(
+        self, server: EchoServer, holder: Callable[[int], Client]
+    ) -> None:
+        """Nor is one paused for its echoes that has some bytes of the next frame behind them."""
+        client = holder(1)
+        small = frame(body_of(10))
+        client.send(small[:6])
+        server.settle()
+        clients = self.fill_up(server, holder)
+        assert not server.connection_of(client).protocol.wants_read
+        assert_same(FRAME, client.receive_exactly(len(FRAME)))
+        server.pass_time(0.1)
+        assert not server.log.of("memory_relieved")
+        client.send(small[6:])
+        assert client.receive_exactly(len(small)) == small
+        assert not server.connection_of(clients[0]).protocol.wants_read
+
     def test_who_ends_while_waiting_is_forgotten(
         self, server: EchoServer, holder: Callable[[int], Client]
     ) -> None:

@@ -10,6 +10,7 @@ from lpechod.net.tls import MOST_BARREN_RECORDS
 from lpechod.wire.settings import EchoSettings
 from tests.net.conftest import Serve
 from tests.net.harness import SECURED, EchoServer, KernelBuffers, TlsClient, assert_same, frame
+from tests.net.tlsclient import RECORD_BYTES
 from tests.net.tlskeys import Sealer
 from tests.net.tlswire import HELLO, NARROW, context, dial, shake, skip, stuff, transport_of
 
@@ -95,6 +96,35 @@ def test_some_at_a_time(serve: Serve, tmp_path: Path) -> None:
         deliver(server, client, sealer.data(HELLO))
         client.sent += len(HELLO)
         assert client.receive_exactly(len(HELLO)) == HELLO
+
+
+def test_no_call_reads_all_of_a_flood(serve: Serve, tmp_path: Path) -> None:
+    """A little data in between does not let a flood be read with one call, at a deadline either."""
+    server = serve(buffers=ROOMY)
+    client, sealer = meet(server, tmp_path)
+    cipher = b""
+    for _ in range(100):
+        cipher += b"".join(sealer.key_update() for _ in range(MOST_BARREN_RECORDS))
+        cipher += sealer.data(b"\0")
+    assert client.socket.send(cipher) == len(cipher)
+    transport = transport_of(server, client)
+    transport.eager = True
+    while transport.receive(memoryview(bytearray(1000))) > 0:
+        assert transport.wasted <= 2 * MOST_BARREN_RECORDS
+    assert transport.waiting() == 0
+    client.socket.close()
+    server.settle()
+
+
+def test_in_parts(serve: Serve, tmp_path: Path) -> None:
+    """A key update in two records, between which OpenSSL can send nothing, is an error by name."""
+    server = serve(buffers=ROOMY)
+    client, sealer = meet(server, tmp_path)
+    deliver(server, client, sealer.data(frame(bytes(RECORD_BYTES - 4))) + sealer.part())
+    client.socket.close()
+    assert server.closed(client)["reason"] == "tls_error"
+    (line,) = server.log.of("tls_failed")
+    assert line["problem"] == "a key update in parts"
 
 
 @pytest.mark.parametrize("apart", [False, True])

@@ -158,3 +158,27 @@ def test_what_follows_a_refused_record_waits_for_it() -> None:
             with contextlib.suppress(ssl.SSLWantReadError):
                 received += len(client.recv(3000))
             assert received <= sent
+
+
+def test_a_record_that_is_taken_slowly(serve: Serve) -> None:
+    """Who takes a part of a record is not one who takes nothing, though it does not count yet."""
+    server = serve(buffers=KernelBuffers(send=4096))
+    client = server.connect(buffers=KernelBuffers(receive=4096))
+    client.send(frame(body_of(60_000)))
+    server.settle()
+    connection = server.connection_of(client)
+    transport, protocol = connection._transport, connection.protocol
+    assert isinstance(transport, TlsTransport)
+    begun, refused, unsent = protocol.stuck_since(), len(transport._unsent), protocol.unsent_bytes
+    server.jump(5.0)
+
+    def taken() -> bool:
+        with contextlib.suppress(BlockingIOError):
+            client.socket.recv(1000)
+        return len(transport._unsent) != refused
+
+    server.turn_until(taken, "a part taken", [client.socket])
+    assert protocol.unsent_bytes == unsent or not refused
+    assert protocol.stuck_since() >= begun + 5.0
+    client.socket.close()
+    server.closed(client)

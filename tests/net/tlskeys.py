@@ -34,6 +34,10 @@ class Sealer:
         self._number = 0
         return record
 
+    def part(self) -> bytes:
+        """Return a record with all but the last byte of a key update."""
+        return self._seal(_KEY_UPDATE, _HANDSHAKE)
+
     def _use(self, secret: bytes) -> None:
         self._secret = secret
         self._key = AESGCM(_expand(secret, b"key", 32))

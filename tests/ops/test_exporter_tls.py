@@ -1,5 +1,6 @@
 """The exporter over TLS, as its clients see it."""
 
+import contextlib
 import select
 import socket
 import ssl
@@ -12,6 +13,7 @@ import trustme
 from lpechod.engine.poller import available
 from lpechod.net.tls import TlsTransport
 from lpechod.ops.exporter import MAX_CLIENTS, TIMEOUT_SECONDS
+from tests.net.tlskeys import Sealer
 from tests.ops.test_exporter import (
     PATIENCE_SECONDS,
     REQUEST,
@@ -209,6 +211,26 @@ def test_no_room_for_the_end(stage: Stage, pair: socket.socket) -> None:
     assert not refusals
     assert len(stage.exporter.clients) == 1, "does not wait for the client's end"
     leave(stage, pair)
+
+
+def test_key_updates_that_nobody_takes(stage: Stage, pair: socket.socket, tmp_path: Path) -> None:
+    """A client that asks for key updates and does not take them is closed, before it turns us."""
+    made = client_context()
+    made.keylog_filename = str(tmp_path / "keys")
+    scraper = Scraper(stage, pair, made)
+    scraper.shake_hands()
+    made.keylog_filename = None  # type: ignore[assignment] # Or the file would stay open.
+    scraper.send(b"G")
+    stage.run()
+    sealer = Sealer(tmp_path / "keys", sent=1)
+    for _ in range(1000):
+        cipher = b"".join(sealer.key_update(asks=True) for _ in range(20)) + sealer.data(b"G")
+        with contextlib.suppress(BlockingIOError, ConnectionError):
+            pair.send(cipher)
+        stage.run()
+        if not stage.exporter.clients:
+            break
+    assert not stage.exporter.clients
 
 
 def test_plain_http(stage: Stage, pair: socket.socket) -> None:

@@ -219,5 +219,8 @@ class Manager:
 
 def socket_inodes(pid: int) -> set[str]:
     """Return the sockets that a process has open, as ``socket:[INODE]``."""
-    links = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]  # noqa: PTH115
+    links = set()
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # It has been closed since.
+            links.add(os.readlink(path))  # noqa: PTH115
     return {link for link in links if link.startswith("socket:")}

@@ -35,7 +35,6 @@ from lpechod.net.holders import Holders
 PATIENCE_SECONDS = 1.0
 """How long nobody may be able to go on before connections are shed."""
 
-
 _PERIOD_SECONDS = 1.0
 """How often those who are overdue are looked for, while memory stays short."""
 
@@ -187,7 +186,6 @@ class MemoryBudget(Timer):
             if idle or connection not in self._pool.held_by:
                 self._paused.discard(connection)
                 connection.unpause(now)
-
         if len(self._waiting) > 2 * len(self._paused):
             self._waiting = [each for each in self._waiting if each[-1] in self._paused]
             heapify(self._waiting)

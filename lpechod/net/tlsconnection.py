@@ -74,7 +74,7 @@ class TlsConnection(SteadyConnection):
         if count == BLOCKED and not self._transport.crossed:
             self._host.counts.steps += 1  # For a part of a record, or for what is dropped.
         super()._take(count, now)
-        cost = self._transport.wasted * _KEY_UPDATE_COST_BYTES
+        cost, self._transport.wasted = self._transport.wasted * _KEY_UPDATE_COST_BYTES, 0
         if cost and cost >= self._rotation.share:
             self._weigh(cost)
 

@@ -5,7 +5,7 @@
 behaviours can be replayed byte by byte. Invariants:
 
 - a frame is echoed once it is whole, byte-identical, in order, and never in part;
-- it holds what has arrived and not left, never what was announced;
+- it holds what has arrived and not left, and not what was announced, but for `reserve`;
 - nothing is read beyond the high watermark of pending echoes, until they are below the low one;
 - time that we spent not reading is never counted against the peer.
 

@@ -18,7 +18,7 @@ class PartialFrame:
     """What has arrived of a frame; or, with a ``need`` that ``have`` covers, unscanned frames.
 
     The buffer grows by one class of its source when it is full, so memory follows the bytes that
-    arrived and never the length that the header announces.
+    arrived and not the length that the header announces, but for `reserve`.
 
     Args:
         buffers: source of memory.

@@ -133,9 +133,8 @@ def test_one_more(serve: Serve, tmp_path: Path, *, apart: bool) -> None:
     server = serve()
     client, sealer = meet(server, tmp_path)
     records = [sealer.key_update() for _ in range(MOST_BARREN_RECORDS + 1)]
-    deliver(server, client, b"".join(records[:-1])) if not apart else None
-    for record in records[:-1] if apart else ():
-        deliver(server, client, record)
+    for cipher in records[:-1] if apart else [b"".join(records[:-1])]:
+        deliver(server, client, cipher)
     assert server.service.connections
     assert not server.log.of("tls_failed")
     deliver(server, client, records[-1])

@@ -18,16 +18,21 @@ import termios
 from collections.abc import Sequence
 from typing import cast
 
+from lpechod.engine.buffers import HEADROOM_BYTES
 from lpechod.engine.poller import READABLE, WRITABLE
 from lpechod.net.tlserrors import cut_off, endless, failure
 from lpechod.net.tlsrecords import FULL_RECORD_BYTES as FULL
 from lpechod.net.tlsrecords import PIECE_BYTES, RECORD_BYTES, Bios, Session, Stream, joined
-from lpechod.net.transport import BLOCKED, PEER_GONE, PeerGoneError, translated, waiting
+from lpechod.net.transport import BLOCKED, PEER_GONE, PeerGoneError, receive, translated, waiting
 
 MOST_BARREN_RECORDS = 32
 """So many in a row may carry no data, as with BoringSSL (kMaxKeyUpdates)."""
 
-CHUNK_BYTES = 4 * RECORD_BYTES
+MOST_READS = 32
+"""Looks at the kernel for one call, once it had less than there was room for. Who sends a few bytes
+at a time might have us look for ever."""
+
+CHUNK_BYTES = 6 * RECORD_BYTES
 """Plaintext whose ciphertext goes to the kernel with one call, if that has room for it."""
 
 TCP_CORK: int = getattr(socket, "TCP_CORK", 0)
@@ -57,8 +62,8 @@ class TlsTransport:
     """
 
     __slots__ = (
-        "_ahead", "_at_end", "_barren", "_bios", "_context", "_corks", "_cut", "_dry", "_failure",
-        "_fetches", "_owes_answer", "_sealed", "_socket", "_tls", "_unsent", "crossed", "eager",
+        "_ahead", "_at_end", "_barren", "_bios", "_bulky", "_context", "_corks", "_cut",
+        "_failure", "_owes_answer", "_sealed", "_socket", "_tls", "_unsent", "crossed", "eager",
         "fd", "more", "moved", "stream", "wasted",
     )  # fmt: skip
 
@@ -77,11 +82,10 @@ class TlsTransport:
         """Whether its FIN has, which may come without."""
         self._ahead = b""
         """Ciphertext that has been received and not been given to OpenSSL."""
+        self._bulky = False
+        """Whether the latest call has received a full record."""
         self._barren = 0
         """How many records have come since the latest plaintext."""
-        self._fetches = 0
-        """How often the latest call has asked the kernel; and whether that had less, in the end."""
-        self._dry = False
         self._unsent = b""
         """Ciphertext that the kernel has refused."""
         self._sealed = 0
@@ -113,8 +117,8 @@ class TlsTransport:
 
     @property
     def even(self) -> bool:
-        """Whether nothing is under way: what comes next is the front of a record."""
-        return not (self.more or self._ahead or self._barren or self._unsent)
+        """Whether nothing is under way: what comes next is the front of a record, and not many."""
+        return not (self._bulky or self.more or self._ahead or self._barren or self._unsent)
 
     def shake_hands(self) -> int | None:
         """Go on with the handshake by one piece; returns as `Handshake.advance`.
@@ -132,9 +136,10 @@ class TlsTransport:
             tls = self._tls = cast("Session", wrapped._sslobj)  # type: ignore[attr-defined] # noqa: SLF001
         if self._unsent and not self._put():
             return WRITABLE
-        bios.incoming.write(bios.piece[: self._fetch(bios.piece)])
-        if self._cut:
+        bios.load(b"")
+        if not bios.receive(self.fd, PIECE_BYTES):
             raise cut_off()
+        bios.incoming.write(bios.unload())
         try:
             tls.do_handshake()
         except ssl.SSLWantReadError:
@@ -158,7 +163,7 @@ class TlsTransport:
         """
         stream = self.stream
         if stream is None:
-            return self._discard(buffer)
+            return receive(self.fd, buffer) and BLOCKED  # Nobody decrypts it: it does not count.
         if self._failure is not None:
             raise self._failure
         if self._at_end:
@@ -179,68 +184,59 @@ class TlsTransport:
         bios, room = self._bios, len(buffer)
         size, least = RECORD_BYTES, 1 if self.eager else RECORD_BYTES
         count = stream.read(room, buffer) if stream.pending() else 0
-        self._dry, self._fetches, self.wasted = False, 0, 0
+        self.wasted = 0
         bios.load(self._ahead)
         try:
             while size >= least and count < room and self.wasted <= MOST_BARREN_RECORDS:
-                record = self._next_record(room - count)
-                if record is None:
+                records = self._feed(room - count)
+                if not records:
                     size = BLOCKED
                     break
-                bios.incoming.write(record)
                 try:
-                    size = stream.read(RECORD_BYTES, buffer[count:])
+                    while records:
+                        size = stream.read(RECORD_BYTES, buffer[count:])
+                        count += size
+                        records -= 1
+                        self._barren = 0
                 except ssl.SSLWantReadError:
-                    self._note_barren()
-                    continue
-                count += size
-                self._barren = 0
+                    self._note_barren(records)
             self._answer()
         except (OSError, PeerGoneError) as error:
             problem = self._fail(error)
             if not count:
                 raise problem from error
+        if not size:
+            bios.incoming.read()  # Nobody looks at what is behind it.
         self._at_end = not size
+        self._bulky = count >= RECORD_BYTES
         failed = self._failure is not None
         self.more = failed or bios.has_record or not size or stream.pending() > 0
         self._ahead = bios.unload()
         return count, size
 
-    def _next_record(self, room: int) -> memoryview | None:
-        """Return the next record, received if need be; None if it is not whole.
+    def _feed(self, room: int) -> int:
+        """Give OpenSSL the next record, received if need be; see `Bios.feed`.
 
         The kernel has nothing behind a read that was not filled; if it has, the poller will tell.
+        But from who sends much, more has come while the last was decrypted, and a turn costs more
+        than a look.
         """
-        bios = self._bios
-        record = bios.take()
-        while record is None and not self._dry:
-            # Whoever fills a piece has more; but what there is no room for has to be put by.
-            most = (room // RECORD_BYTES + 1) * FULL if self._fetches else PIECE_BYTES
-            self._fetches += 1
-            space = bios.space(most)
-            count = self._fetch(space)
-            if not count:
+        bios, most = self._bios, room // RECORD_BYTES
+        while not (records := bios.feed(most)):
+            if bios.dry and (not self._bulky or bios.reads >= MOST_READS):
                 break
-            self._dry = count < len(space)
-            bios.add(count)
-            record = bios.take()
-        return record
+            # Whoever fills a piece has more; but what there is no room for has to be put by.
+            much = self._bulky or bios.reads
+            count = bios.receive(self.fd, (most + 1) * FULL if much else PIECE_BYTES)
+            if count <= 0:
+                self._cut = not count
+                break
+        return records
 
-    def _fetch(self, into: memoryview) -> int:
-        """Receive ciphertext, and return how many bytes; 0 if there is nothing now, or the end."""
-        try:
-            count = os.readv(self.fd, (into,))
-        except BlockingIOError:
-            return 0
-        except OSError as error:
-            raise translated(error) from error
-        self._cut = not count
-        return count
-
-    def _note_barren(self) -> None:
-        """Count a record without data, of which TLS 1.3 has no limit (RFC 8446, 4.6.3)."""
-        self._barren += 1
-        self.wasted += 1
+    def _note_barren(self, records: int = 1) -> None:
+        """Count records without data, of which TLS 1.3 has no limit (RFC 8446, 4.6.3)."""
+        self._barren += records
+        self.wasted += records
         if self._barren > MOST_BARREN_RECORDS:
             raise endless()
 
@@ -281,12 +277,14 @@ class TlsTransport:
         sent = min(self._sealed, size)
         self._sealed -= sent
         chunk = self._fitting(size - sent)
-        corked = self._corks and chunk == RECORD_BYTES < size - sent
+        corked = self._corks and chunk == RECORD_BYTES < size - sent - HEADROOM_BYTES
         if corked:
             self._cork(1)
         try:
             while sent < size:
                 part = data[sent : sent + chunk]
+                if size - sent <= chunk + HEADROOM_BYTES:
+                    part = data[sent:]  # What would be left is not worth a call.
                 stream.write(part)
                 if not self._put():
                     self._sealed = len(part)
@@ -383,18 +381,9 @@ class TlsTransport:
         Several records, if nothing else is in there and it has room for twice as much: it counts
         what it needs for itself, too. What is there is not counted that way, hence nothing.
         """
-        if size <= RECORD_BYTES or not self._corks:
+        if size <= RECORD_BYTES + HEADROOM_BYTES or not self._corks:
             return RECORD_BYTES
         room = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
         if room < 2 * size or fcntl.ioctl(self.fd, termios.TIOCOUTQ, _NOTHING) != _NOTHING:
             return RECORD_BYTES
         return CHUNK_BYTES
-
-    def _discard(self, buffer: memoryview) -> int:
-        """Receive what nobody will decrypt, so that it does not count."""
-        try:
-            return BLOCKED if os.readv(self.fd, (buffer,)) else 0
-        except BlockingIOError:
-            return BLOCKED
-        except OSError as error:
-            raise translated(error) from error

@@ -1,12 +1,13 @@
-"""Records of TLS, one at a time for OpenSSL, and the two ends between which it works on them.
+"""Records of TLS, few at a time for OpenSSL, and the two ends between which it works on them.
 
 Ciphertext goes in at one end, and comes out at the other. OpenSSL could have the socket itself. It
 would then read on for as long as there are records that carry no data: TLS 1.3 lets a peer send key
 updates, 27 bytes each, as many as it likes (RFC 8446, 4.6.3), and whoever sends three megabytes of
 them in a second would keep OpenSSL from ever coming back (SSL_MODE_AUTO_RETRY, which Python sets;
-SSL_CTX_set_mode(3)). So it is given one record at a time. A small one costs no more that way, since
-OpenSSL takes two read(2) for each; a large frame costs a little more, as it is copied twice more on
-its way in, and twice on its way out.
+SSL_CTX_set_mode(3)). So it is given one record at a time, or some that are full: those would take
+whoever has nothing to say as much as data takes the others. A small one costs no more that way,
+since OpenSSL takes two read(2) for each; a large frame is copied twice more on its way in, and
+twice on its way out.
 
 One pair serves all connections of a thread. Invariants: between two calls for a connection, both
 are empty, and OpenSSL has no record in part. Pairs of their own would keep buffers of the size of
@@ -19,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from lpechod.engine.buffers import memory
+from lpechod.net.transport import receive
 
 RECORD_BYTES = 16384
 """Most plaintext of one record (RFC 8446, 5.1)."""
@@ -26,9 +28,9 @@ RECORD_BYTES = 16384
 FULL_RECORD_BYTES = RECORD_BYTES + 5 + 17
 """What such a record takes in TLS 1.3 (5.2), and about what it takes in TLS 1.2."""
 
-PIECE_BYTES = 8192 + 512
-"""What is received at a time from who does not fill records. What is left of it after a record has
-to be put by."""
+PIECE_BYTES = RECORD_BYTES
+"""What is received at a time from who does not fill records: less than a full one. What is left of
+it after a record has to be put by."""
 
 _LARGEST_RECORD_BYTES = RECORD_BYTES + 2048 + 5
 """By the most generous of all versions (RFC 5246, 6.2.3)."""
@@ -70,46 +72,68 @@ class Bios:
     Attributes:
         incoming: where OpenSSL reads.
         outgoing: where it writes.
-        piece: the front of the buffer that sockets are received into.
+        reads: how often has been received since `load`.
+        dry: whether the kernel had less, the last time, than there was room for.
     """
 
-    __slots__ = ("_cipher", "_end", "_start", "incoming", "outgoing", "piece")
+    __slots__ = ("_cipher", "_end", "_start", "dry", "incoming", "outgoing", "reads")
 
     def __init__(self) -> None:
         self.incoming = ssl.MemoryBIO()
         self.outgoing = ssl.MemoryBIO()
         self._cipher = memory(4 * FULL_RECORD_BYTES)
-        self.piece = self._cipher[:PIECE_BYTES]
-        self._start = self._end = 0
+        self._start = self._end = self.reads = 0
+        self.dry = False
 
     def load(self, ahead: bytes) -> None:
         """Begin with what has been received before."""
-        self._start, self._end = 0, len(ahead)
+        self._start, self._end, self.reads, self.dry = 0, len(ahead), 0, False
         self._cipher[: self._end] = ahead
 
     def unload(self) -> bytes:
         """Return what is left."""
         return bytes(self._cipher[self._start : self._end])
 
-    def space(self, most: int) -> memoryview:
-        """Return where to receive up to so many bytes behind what is left."""
+    def receive(self, fd: int, most: int) -> int:
+        """Receive up to so many bytes behind what is left; see `Transport.receive`."""
         left = self._end - self._start
         if self._start:
             self._cipher[:left] = self._cipher[self._start : self._end]
             self._start, self._end = 0, left
-        return self._cipher[left : left + most]
+        space = self._cipher[left : left + most]
+        count = receive(fd, space)
+        self.reads += 1
+        self.dry = count < len(space)
+        self._end += max(count, 0)
+        return count
 
-    def add(self, count: int) -> None:
-        """Take note of so many bytes that have been received there."""
-        self._end += count
+    def feed(self, most: int) -> int:
+        """Give OpenSSL the next record, if it is whole, and those of the same size behind it.
 
-    def take(self) -> memoryview | None:
-        """Take the next record if it is whole."""
-        start, stop = self._start, self._following()
+        Only full ones go together, since that many bytes can't be many records.
+
+        Args:
+            most: how many, at most, if more than one.
+
+        Returns:
+            How many.
+        """
+        cipher, start, end, stop = self._cipher, self._start, self._end, self._following()
         if not stop:
-            return None
+            return 0
+        size, count = stop - start, 1
+        if size > RECORD_BYTES:
+            header = cipher[start : start + RECORD_HEADER_BYTES]
+            while (
+                count < most
+                and stop + size <= end
+                and cipher[stop : stop + RECORD_HEADER_BYTES] == header
+            ):
+                stop += size
+                count += 1
         self._start = stop
-        return self._cipher[start:stop]
+        self.incoming.write(cipher[start:stop])
+        return count
 
     @property
     def has_record(self) -> bool:

@@ -141,12 +141,7 @@ class PlainTransport:
 
     def receive(self, buffer: memoryview) -> int:
         """Receive into a buffer; see `Transport.receive`."""
-        try:
-            return os.readv(self.fd, (buffer,))
-        except BlockingIOError:
-            return BLOCKED
-        except OSError as error:
-            raise translated(error) from error
+        return receive(self.fd, buffer)
 
     def send(self, data: memoryview) -> int:
         """Send; see `Transport.send`."""
@@ -198,6 +193,16 @@ class PlainTransport:
             os.close(fd)
         except ConnectionResetError:
             pass  # FreeBSD tells of it even now.
+
+
+def receive(fd: int, buffer: memoryview) -> int:
+    """Receive what the kernel has for a socket's reader; see `Transport.receive`."""
+    try:
+        return os.readv(fd, (buffer,))
+    except BlockingIOError:
+        return BLOCKED
+    except OSError as error:
+        raise translated(error) from error
 
 
 def waiting(fd: int) -> int:

@@ -62,6 +62,14 @@ class TestMembership:
         assert client.receive_exactly(len(PING) * 2) == PING * 2
         assert is_on_path(server, client)
 
+    def test_while_it_sends_much(self, serve: Serve) -> None:
+        """Who fills records is off, until it sends less."""
+        server = serve()
+        client = meet(server)
+        for body, on_path in ((16000, True), (RECORD_BYTES, False), (100_000, False), (64, True)):
+            client.exchange(frame(body_of(body)))
+            assert is_on_path(server, client) is on_path
+
     def test_while_reading_is_paused(self, serve: Serve) -> None:
         """Who is paused is off, and nothing of it is received."""
         server = serve()

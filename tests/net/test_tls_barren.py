@@ -73,17 +73,19 @@ def test_a_flood(serve: Serve, tmp_path: Path, *, asks: bool) -> None:
     assert line["problem"] == "too many records without data"
 
 
-def test_as_many_as_are_allowed(serve: Serve, tmp_path: Path) -> None:
+@pytest.mark.parametrize("padded", [False, True])
+def test_as_many_as_are_allowed(serve: Serve, tmp_path: Path, *, padded: bool) -> None:
     """Between two records of data there may be some, again and again, and all data is echoed."""
     server = serve()
     client, sealer = meet(server, tmp_path)
     cipher = b""
-    for _ in range(100):
-        cipher += b"".join(sealer.key_update() for _ in range(MOST_BARREN_RECORDS))
+    for _ in range(20):
+        for _ in range(MOST_BARREN_RECORDS):
+            cipher += sealer.key_update(padded=padded)
         cipher += sealer.data(HELLO)
     deliver(server, client, cipher)
-    client.sent += 100 * len(HELLO)
-    assert_same(HELLO * 100, client.receive_exactly(100 * len(HELLO)))
+    client.sent += 20 * len(HELLO)
+    assert_same(HELLO * 20, client.receive_exactly(20 * len(HELLO)))
     server.assert_quiet()
 
 
@@ -116,6 +118,57 @@ def test_no_call_reads_all_of_a_flood(serve: Serve, tmp_path: Path) -> None:
     server.settle()
 
 
+FULL = frame(bytes(RECORD_BYTES - 4))
+
+
+def test_among_full_records(serve: Serve, tmp_path: Path) -> None:
+    """Those that are as large as the data around them take nothing away from it."""
+    server = serve()
+    client, sealer = meet(server, tmp_path)
+    cipher = b""
+    for updates in (0, 1, 0, 2, 1, 3, 0):
+        cipher += sealer.data(FULL)
+        for _ in range(updates):
+            cipher += sealer.key_update(padded=True)
+    deliver(server, client, cipher)
+    client.sent += 7 * len(FULL)
+    assert_same(7 * FULL, client.receive_exactly(7 * len(FULL)))
+
+
+@pytest.mark.parametrize("records", range(4))
+def test_behind_the_end(serve: Serve, tmp_path: Path, records: int) -> None:
+    """What follows a close_notify of the size of data is dropped, and reaches nobody else."""
+    server = serve()
+    client, sealer = meet(server, tmp_path)
+    cipher = records * [FULL]
+    deliver(
+        server,
+        client,
+        b"".join([*map(sealer.data, cipher), sealer.close_notify(padded=True)])
+        + sealer.data(FULL) * 2,
+    )
+    other = server.connect()
+    other.exchange(HELLO)
+    client.sent += records * len(FULL)
+    assert_same(records * FULL, client.receive_to_end())
+    client.socket.close()
+    assert server.closed(client)["reason"] == "peer_closed"
+
+
+@pytest.mark.parametrize("records", range(4))
+def test_broken_among_full_records(serve: Serve, tmp_path: Path, records: int) -> None:
+    """One that does not decrypt ends its own connection, and nobody else sees what is behind it."""
+    server = serve()
+    client, sealer = meet(server, tmp_path)
+    whole = [sealer.data(FULL) for _ in range(records)]
+    broken = bytearray(sealer.data(FULL))
+    broken[-1] ^= 1
+    deliver(server, client, b"".join([*whole, broken, *whole]))
+    server.connect().exchange(HELLO)
+    client.socket.close()
+    assert server.closed(client)["reason"] == "tls_error"
+
+
 def test_in_parts(serve: Serve, tmp_path: Path) -> None:
     """A key update in two records, between which OpenSSL can send nothing, is an error by name."""
     server = serve(buffers=ROOMY)
@@ -128,11 +181,12 @@ def test_in_parts(serve: Serve, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("apart", [False, True])
-def test_one_more(serve: Serve, tmp_path: Path, *, apart: bool) -> None:
+@pytest.mark.parametrize("padded", [False, True])
+def test_one_more(serve: Serve, tmp_path: Path, *, padded: bool, apart: bool) -> None:
     """One more than that is too many, whether they come together or each by itself."""
     server = serve()
     client, sealer = meet(server, tmp_path)
-    records = [sealer.key_update() for _ in range(MOST_BARREN_RECORDS + 1)]
+    records = [sealer.key_update(padded=padded) for _ in range(MOST_BARREN_RECORDS + 1)]
     for cipher in records[:-1] if apart else [b"".join(records[:-1])]:
         deliver(server, client, cipher)
     assert server.service.connections

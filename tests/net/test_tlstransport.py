@@ -8,9 +8,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from lpechod.engine.buffers import HEADROOM_BYTES
 from lpechod.net.entrance import Entrance
-from lpechod.net.tls import CHUNK_BYTES, TlsTransport
+from lpechod.net.tls import CHUNK_BYTES, MOST_READS, TlsTransport
 from lpechod.net.tlsrecords import RECORD_BYTES, Bios
+from lpechod.net.transport import BLOCKED
 from tests.net.conftest import Serve
 from tests.net.harness import KernelBuffers, assert_same, body_of, frame
 from tests.net.tlsclient import client_context, server_context
@@ -91,6 +93,7 @@ def test_blocked_at_the_last_record() -> None:
             sent = transport.send(data)
             if sent < len(data):
                 blocked += 1
+                assert transport._sealed <= RECORD_BYTES + HEADROOM_BYTES, "which is ours to keep"
                 sent += transport.send_many([data[sent:]])  # Mostly nothing: it is refused again.
                 received = client.recv(RECORD_BYTES)
                 while sent < len(data) or len(received) < len(data):
@@ -182,3 +185,69 @@ def test_a_record_that_is_taken_slowly(serve: Serve) -> None:
     assert protocol.stuck_since() >= begun + 5.0
     client.socket.close()
     server.closed(client)
+
+
+@contextlib.contextmanager
+def by_packets() -> Iterator[tuple[TlsTransport, ssl.SSLObject, ssl.MemoryBIO, socket.socket]]:
+    """Yield a transport for which each packet takes a read, its peer, and what that has to send."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = client_context().wrap_bio(incoming, outgoing, server_hostname="echo.test")
+    transport = TlsTransport(ours, server_context(), Bios())
+    with theirs:
+        for _ in range(2):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                client.do_handshake()
+            theirs.send(outgoing.read())
+            if transport.shake_hands() is not None:
+                incoming.write(theirs.recv(1 << 16))
+        yield transport, client, outgoing, theirs
+    transport.close()
+
+
+def test_a_few_bytes_at_a_time() -> None:
+    """Whoever has sent much is asked for more, but not for ever."""
+    buffer = memoryview(bytearray(RECORD_BYTES * 2))
+    with by_packets() as (transport, client, outgoing, peer):
+        for before, looks in ((RECORD_BYTES, MOST_READS), (16000, 1)):
+            client.write(bytes(before))
+            cipher = outgoing.read()
+            peer.send(cipher[:8000])  # No packet is larger than what is received at a time.
+            peer.send(cipher[8000:])
+            received = transport.receive(buffer)
+            assert received in {before, BLOCKED}
+            if received != before:  # The kernel had less than there was room for.
+                assert transport.receive(buffer) == before
+            client.write(bytes(100))
+            for byte in outgoing.read():
+                peer.send(bytes([byte]))
+            assert transport.receive(buffer) == BLOCKED
+            assert len(transport._ahead) == looks
+            while transport.receive(buffer) != 100:
+                assert transport.waiting()
+            assert not transport.more
+
+
+def test_much_at_a_time() -> None:
+    """Whoever has sent much is expected to do so again: all there is takes one call."""
+    size = RECORD_BYTES * 3
+    buffer = memoryview(bytearray(size))
+    with established(BUFFERS, BUFFERS) as (transport, client):
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for reads in (2, 1):
+            assert [client.send(bytes(RECORD_BYTES)) for _ in range(3)] == [RECORD_BYTES] * 3
+            assert transport.receive(buffer) == size
+            assert transport._bios.reads == reads
+
+
+def test_no_call_for_a_little(serve: Serve) -> None:
+    """A few bytes behind what the kernel gets with one call go with it, and not by themselves."""
+    server = serve(buffers=BUFFERS)
+    client = server.connect(buffers=BUFFERS)
+    end = server.connection_of(client)._transport._socket  # type: ignore[attr-defined]
+    segments = []
+    for more in (0, 1, HEADROOM_BYTES):
+        before = data_segments(end)
+        client.exchange(frame(bytes(CHUNK_BYTES + more - 4)))
+        segments.append(data_segments(end) - before)
+    assert len(set(segments)) == 1

@@ -6,8 +6,11 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA384
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
-_DATA, _HANDSHAKE = 23, 22
+_DATA, _HANDSHAKE, _ALERT = 23, 22, 21
 _KEY_UPDATE = b"\x18\0\0\1"
+_CLOSE_NOTIFY = b"\1\0"
+_LARGEST = 16385
+"""Bytes of content, kind and padding that a record has at most (RFC 8446, 5.4)."""
 
 
 class Sealer:
@@ -27,12 +30,21 @@ class Sealer:
         """Return a record of data."""
         return self._seal(plain, _DATA)
 
-    def key_update(self, *, asks: bool = False) -> bytes:
-        """Return a key update, which may ask for another; what follows has the new key."""
-        record = self._seal(_KEY_UPDATE + bytes([asks]), _HANDSHAKE)
+    def key_update(self, *, asks: bool = False, padded: bool = False) -> bytes:
+        """Return a key update, which may ask for another; what follows has the new key.
+
+        Args:
+            asks: whether it does.
+            padded: whether its record is as large as any.
+        """
+        record = self._seal(_KEY_UPDATE + bytes([asks]), _HANDSHAKE, padded=padded)
         self._use(_expand(self._secret, b"traffic upd", 48))
         self._number = 0
         return record
+
+    def close_notify(self, *, padded: bool = False) -> bytes:
+        """Return the end of the stream."""
+        return self._seal(_CLOSE_NOTIFY, _ALERT, padded=padded)
 
     def part(self) -> bytes:
         """Return a record with all but the last byte of a key update."""
@@ -43,8 +55,10 @@ class Sealer:
         self._key = AESGCM(_expand(secret, b"key", 32))
         self._iv = int.from_bytes(_expand(secret, b"iv", 12), "big")
 
-    def _seal(self, plain: bytes, kind: int) -> bytes:
+    def _seal(self, plain: bytes, kind: int, *, padded: bool = False) -> bytes:
         inner = plain + bytes([kind])
+        if padded:
+            inner += bytes(_LARGEST - len(inner))
         header = bytes([_DATA, 3, 3]) + (len(inner) + 16).to_bytes(2, "big")
         nonce = (self._iv ^ self._number).to_bytes(12, "big")
         self._number += 1

@@ -21,7 +21,7 @@ far away. And whatever the marks, a request that would pass the limit itself is 
 whoever holds more than the one that asks, or not at all.
 """
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from heapq import heapify, heappop, heappush
 
 from lpechod.engine.buffers import BufferPool, capacity_for
@@ -156,7 +156,7 @@ class MemoryBudget(Timer):
         ]
         for connection in paused:
             self._paused.add(connection)
-            connection.pause(now)
+            _tell(connection, connection.pause, now)
             if (frame := connection.protocol.outgrown) is not None:
                 missing = frame.need - frame.have
                 heappush(self._waiting, (missing, connection.number, connection))
@@ -175,7 +175,7 @@ class MemoryBudget(Timer):
             self._paused.discard(connection)
             if frame is not None:
                 connection.protocol.reserve()
-                connection.unpause(now)
+                _tell(connection, connection.unpause, now)
                 self._stuck_since = now
 
     def _spare(self, now: float) -> None:
@@ -185,7 +185,7 @@ class MemoryBudget(Timer):
             idle = protocol.outgrown is None and not protocol.wants_write
             if idle or connection not in self._pool.held_by:
                 self._paused.discard(connection)
-                connection.unpause(now)
+                _tell(connection, connection.unpause, now)
         if len(self._waiting) > 2 * len(self._paused):
             self._waiting = [each for each in self._waiting if each[-1] in self._paused]
             heapify(self._waiting)
@@ -215,7 +215,7 @@ class MemoryBudget(Timer):
         self._pool.on_release = None
         self._loop.rotation.ration(UNDIVIDED)
         for connection in self._paused:
-            connection.unpause(now)
+            _tell(connection, connection.unpause, now)
         self._paused.clear()
         self._waiting.clear()
         self._asked.clear()
@@ -255,3 +255,10 @@ class MemoryBudget(Timer):
             largest = self._holders.largest()
         assert isinstance(largest, Connection)  # noqa: S101 - nobody else owns buffers.
         return largest
+
+
+def _tell(connection: Connection, what: Callable[[float], None], now: float) -> None:
+    try:
+        what(now)
+    except Exception as error:  # noqa: BLE001 - a defect ends its own connection only.
+        connection.on_failure(error, now)

@@ -1,7 +1,9 @@
 """`max_buffered` as a hard limit, with peers that really do not read."""
 
+import os
 from collections.abc import Callable, Hashable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -106,6 +108,12 @@ def test_the_least_is_enough_for_many_small_ones(
 
     assert server.service.counts.closed[CloseReason.OVERLOAD] == 0
     assert server.log.of("memory_short") == []
+
+
+def lose_descriptor(server: EchoServer, client: Client) -> None:
+    """Have something in the place of a socket that can't be watched."""
+    with Path(os.devnull).open("rb") as other:
+        os.dup2(other.fileno(), server.connection_of(client)._transport.fd)
 
 
 def fill_with_parts(server: EchoServer) -> list[Client]:
@@ -258,6 +266,37 @@ class TestShortage:
 
         for client in clients:
             assert server.connection_of(client).protocol.wants_read
+
+    @pytest.mark.parametrize("poller_name", ["epoll"])  # Others don't mind what they watch.
+    @pytest.mark.parametrize("when", ["paused", "let go", "spared", "relieved"])
+    def test_a_defect_costs_its_own_connection(
+        self, server: EchoServer, holder: Callable[[int], Client], *, when: str
+    ) -> None:
+        """Who can't be paused, or go on, is closed, and the others go on."""
+        server.errors = {"connection_failed"}
+        broken = server.connect() if when == "let go" else holder(1)
+        if when == "paused":
+            lose_descriptor(server, broken)
+        others = self.fill_up(server, holder)
+        if when == "let go":
+            broken.send(FRAME[:4000])
+            server.settle()
+        elif when == "spared":
+            assert_same(FRAME, broken.receive_exactly(len(FRAME)))
+        if when != "paused":
+            assert not server.connection_of(broken).protocol.wants_read
+            lose_descriptor(server, broken)
+        if when == "spared":
+            server.pass_time(0.2)
+            assert not server.log.of("memory_relieved")
+        for client in others:
+            assert_same(FRAME, client.receive_exactly(len(FRAME)))
+        server.pass_time(PATIENCE_SECONDS + 0.1)
+
+        assert server.closed(broken)["reason"] == "internal_error"
+        assert server.log.of("memory_relieved") == [{"held": 0, "shed": 0}]
+        for client in others:
+            client.exchange(FRAME)
 
     def test_who_needs_no_more_may_go_on(
         self, server: EchoServer, holder: Callable[[int], Client]

@@ -32,6 +32,9 @@ MOST_READS = 32
 """Looks at the kernel for one call, once it had less than there was room for. Who sends a few bytes
 at a time might have us look for ever."""
 
+MOST_BYTES = 1 << 20
+"""Received with one call: to decrypt that takes a quarter of a millisecond."""
+
 CHUNK_BYTES = 6 * RECORD_BYTES
 """Plaintext whose ciphertext goes to the kernel with one call, if that has room for it."""
 
@@ -62,8 +65,8 @@ class TlsTransport:
     """
 
     __slots__ = (
-        "_ahead", "_at_end", "_barren", "_bios", "_bulky", "_context", "_corks", "_cut",
-        "_failure", "_owes_answer", "_sealed", "_socket", "_tls", "_unsent", "crossed", "eager",
+        "_ahead", "_at_end", "_barren", "_bios", "_context", "_corks", "_cut", "_failure",
+        "_full", "_owes_answer", "_sealed", "_socket", "_tls", "_unsent", "crossed", "eager",
         "fd", "more", "moved", "stream", "wasted",
     )  # fmt: skip
 
@@ -82,8 +85,8 @@ class TlsTransport:
         """Whether its FIN has, which may come without."""
         self._ahead = b""
         """Ciphertext that has been received and not been given to OpenSSL."""
-        self._bulky = False
-        """Whether the latest call has received a full record."""
+        self._full = 0
+        """The size of a full record, of the latest that had one; 0 if the next had room for one."""
         self._barren = 0
         """How many records have come since the latest plaintext."""
         self._unsent = b""
@@ -118,7 +121,7 @@ class TlsTransport:
     @property
     def even(self) -> bool:
         """Whether nothing is under way: what comes next is the front of a record, and not many."""
-        return not (self._bulky or self.more or self._ahead or self._barren or self._unsent)
+        return not (self._full or self.more or self._ahead or self._barren or self._unsent)
 
     def shake_hands(self) -> int | None:
         """Go on with the handshake by one piece; returns as `Handshake.advance`.
@@ -156,7 +159,8 @@ class TlsTransport:
         """Receive into a buffer; see `Transport.receive`.
 
         No further than a record that is not full: what is behind it may be broken, and then OpenSSL
-        would not encrypt any more what this one has brought.
+        would not encrypt any more what this one has brought. (Who pads to that size, gives that
+        up.)
 
         Raises:
             StreamError: the peer has broken the rules of TLS, or has not ended the stream by them.
@@ -181,14 +185,14 @@ class TlsTransport:
 
         That is 0 at the end, and `BLOCKED` if there is no whole one.
         """
-        bios, room = self._bios, len(buffer)
+        bios, room = self._bios, min(len(buffer), MOST_BYTES)
         size, least = RECORD_BYTES, 1 if self.eager else RECORD_BYTES
         count = stream.read(room, buffer) if stream.pending() else 0
         self.wasted = 0
         bios.load(self._ahead)
         try:
             while size >= least and count < room and self.wasted <= MOST_BARREN_RECORDS:
-                records = self._feed(room - count)
+                records, before = self._feed(room - count), count
                 if not records:
                     size = BLOCKED
                     break
@@ -197,9 +201,11 @@ class TlsTransport:
                         size = stream.read(RECORD_BYTES, buffer[count:])
                         count += size
                         records -= 1
-                        self._barren = 0
+                    self._barren = 0
+                    if size == RECORD_BYTES:
+                        self._full = bios.size
                 except ssl.SSLWantReadError:
-                    self._note_barren(records)
+                    self._note_barren(records, beside_data=count > before)
             self._answer()
         except (OSError, PeerGoneError) as error:
             problem = self._fail(error)
@@ -208,7 +214,8 @@ class TlsTransport:
         if not size:
             bios.incoming.read()  # Nobody looks at what is behind it.
         self._at_end = not size
-        self._bulky = count >= RECORD_BYTES
+        if 0 < count < RECORD_BYTES <= room:
+            self._full = 0
         failed = self._failure is not None
         self.more = failed or bios.has_record or not size or stream.pending() > 0
         self._ahead = bios.unload()
@@ -222,20 +229,23 @@ class TlsTransport:
         than a look.
         """
         bios, most = self._bios, room // RECORD_BYTES
-        while not (records := bios.feed(most)):
-            if bios.dry and (not self._bulky or bios.reads >= MOST_READS):
+        while not (records := bios.feed(most, self._full)):
+            if bios.dry and (not self._full or bios.reads >= MOST_READS):
                 break
             # Whoever fills a piece has more; but what there is no room for has to be put by.
-            much = self._bulky or bios.reads
+            much = self._full or bios.reads
             count = bios.receive(self.fd, (most + 1) * FULL if much else PIECE_BYTES)
             if count <= 0:
                 self._cut = not count
                 break
         return records
 
-    def _note_barren(self, records: int = 1) -> None:
-        """Count records without data, of which TLS 1.3 has no limit (RFC 8446, 4.6.3)."""
-        self._barren += records
+    def _note_barren(self, records: int = 1, *, beside_data: bool = False) -> None:
+        """Count records without data, of which TLS 1.3 has no limit (RFC 8446, 4.6.3).
+
+        Whether such as were decrypted together with data came behind it, OpenSSL does not tell.
+        """
+        self._barren = 0 if beside_data else self._barren + records
         self.wasted += records
         if self._barren > MOST_BARREN_RECORDS:
             raise endless()

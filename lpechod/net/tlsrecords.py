@@ -74,15 +74,16 @@ class Bios:
         outgoing: where it writes.
         reads: how often has been received since `load`.
         dry: whether the kernel had less, the last time, than there was room for.
+        size: of each record that was given to OpenSSL the last time, in bytes.
     """
 
-    __slots__ = ("_cipher", "_end", "_start", "dry", "incoming", "outgoing", "reads")
+    __slots__ = ("_cipher", "_end", "_start", "dry", "incoming", "outgoing", "reads", "size")
 
     def __init__(self) -> None:
         self.incoming = ssl.MemoryBIO()
         self.outgoing = ssl.MemoryBIO()
         self._cipher = memory(4 * FULL_RECORD_BYTES)
-        self._start = self._end = self.reads = 0
+        self._start = self._end = self.reads = self.size = 0
         self.dry = False
 
     def load(self, ahead: bytes) -> None:
@@ -107,13 +108,12 @@ class Bios:
         self._end += max(count, 0)
         return count
 
-    def feed(self, most: int) -> int:
-        """Give OpenSSL the next record, if it is whole, and those of the same size behind it.
-
-        Only full ones go together, since that many bytes can't be many records.
+    def feed(self, most: int, full: int) -> int:
+        """Give OpenSSL the next record, if it is whole, and those behind it if all are full.
 
         Args:
             most: how many, at most, if more than one.
+            full: the size of a full record, if that is known. Many bytes can't be many records.
 
         Returns:
             How many.
@@ -121,8 +121,9 @@ class Bios:
         cipher, start, end, stop = self._cipher, self._start, self._end, self._following()
         if not stop:
             return 0
-        size, count = stop - start, 1
-        if size > RECORD_BYTES:
+        self.size = size = stop - start
+        count = 1
+        if size == full:
             header = cipher[start : start + RECORD_HEADER_BYTES]
             while (
                 count < most

@@ -12,7 +12,17 @@ from tests.net.conftest import Serve
 from tests.net.harness import SECURED, EchoServer, KernelBuffers, TlsClient, assert_same, frame
 from tests.net.tlsclient import RECORD_BYTES
 from tests.net.tlskeys import Sealer
-from tests.net.tlswire import HELLO, NARROW, context, dial, shake, skip, stuff, transport_of
+from tests.net.tlswire import (
+    HELLO,
+    NARROW,
+    context,
+    dial,
+    read_to_alert,
+    shake,
+    skip,
+    stuff,
+    transport_of,
+)
 
 ROOMY = KernelBuffers(send=1 << 20, receive=1 << 20)
 
@@ -119,6 +129,54 @@ def test_no_call_reads_all_of_a_flood(serve: Serve, tmp_path: Path) -> None:
 
 
 FULL = frame(bytes(RECORD_BYTES - 4))
+
+
+@pytest.mark.parametrize("ahead", range(4))
+def test_each_in_front_of_data(serve: Serve, tmp_path: Path, ahead: int) -> None:
+    """Those in front of data are not charged to what comes behind it."""
+    server = serve(buffers=ROOMY)
+    client, sealer = meet(server, tmp_path)
+    cipher = b"".join(sealer.data(FULL) for _ in range(ahead))
+    for _ in range(4):
+        for _ in range(MOST_BARREN_RECORDS):
+            cipher += sealer.key_update(padded=True)
+        cipher += sealer.data(FULL)
+    deliver(server, client, cipher)
+    client.sent += (ahead + 4) * len(FULL)
+    assert_same((ahead + 4) * FULL, client.receive_exactly((ahead + 4) * len(FULL)))
+
+
+def test_together(serve: Serve, tmp_path: Path) -> None:
+    """Of full records that are decrypted together, nobody can tell which had no data."""
+    server = serve(buffers=ROOMY)
+    client, sealer = meet(server, tmp_path)
+    deliver(server, client, sealer.data(FULL))
+    update, full, last = (
+        sealer.key_update(padded=True),
+        sealer.data(FULL),
+        sealer.key_update(padded=True),
+    )
+    client.socket.send(update + full + last)
+    server.settle()
+    assert transport_of(server, client)._barren == 0
+    client.sent += 2 * len(FULL)
+    assert_same(2 * FULL, client.receive_exactly(2 * len(FULL)))
+
+
+def test_an_echo_goes_before_what_is_broken(serve: Serve, tmp_path: Path) -> None:
+    """What comes in one record that is not full, if only just, is echoed, whatever follows."""
+    server = serve(buffers=ROOMY)
+    client, sealer = meet(server, tmp_path)
+    deliver(server, client, sealer.data(FULL))
+    small = frame(bytes(RECORD_BYTES - 5))
+    cipher = sealer.data(small)
+    broken = bytearray(sealer.data(small))
+    broken[-1] ^= 1
+    client.socket.send(cipher + broken)
+    client.sent += len(FULL + small)
+    assert_same(FULL + small, read_to_alert(client))
+    client.socket.close()
+    assert server.closed(client)["reason"] == "tls_error"
 
 
 def test_among_full_records(serve: Serve, tmp_path: Path) -> None:

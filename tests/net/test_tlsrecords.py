@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lpechod.net.tlsrecords import FULL_RECORD_BYTES, PIECE_BYTES, RECORD_BYTES, Bios
+from lpechod.net.tlsrecords import FULL_RECORD_BYTES, PIECE_BYTES, Bios
 from lpechod.net.transport import BLOCKED
 
 _LARGEST = 16384 + 2048
@@ -40,16 +40,16 @@ def connected() -> Iterator[tuple[socket.socket, int]]:
         yield ours, theirs.fileno()
 
 
-def fed(bios: Bios, most: int) -> list[bytes]:
+def fed(bios: Bios, most: int, full: int = FULL_RECORD_BYTES) -> list[bytes]:
     """Return what OpenSSL is given: for each time, one record or several full ones."""
     given = []
-    while count := bios.feed(most):
+    while count := bios.feed(most, full):
         span = bios.incoming.read()
         given.append(span)
+        assert len(span) == count * bios.size
         if count > 1:
             assert count <= most
-            assert len(span) % count == 0
-            assert len(span) // count > RECORD_BYTES
+            assert bios.size == full
             assert len({span[at : at + 5] for at in range(0, len(span), len(span) // count)}) == 1
     return given
 
@@ -90,12 +90,14 @@ def test_full_records_go_together(most: int, spans: list[int]) -> None:
     bios = Bios()
     bios.load(4 * record(_FULL))
     assert [len(span) // len(record(_FULL)) for span in fed(bios, most)] == spans
+    bios.load(4 * record(_FULL))
+    assert len(fed(bios, most, full=0)) == 4, "which nobody knows to be full"
 
 
 @pytest.mark.parametrize(
     "others",
     [(record(22), record(22)), (record(_FULL), record(_FULL, 22)), (record(_FULL), record(16400)),
-     (record(RECORD_BYTES - 5),) * 2],
+     (record(_FULL - 1),) * 2, (record(_LARGEST),) * 2],
 )  # fmt: skip
 def test_others_go_alone(others: tuple[bytes, ...]) -> None:
     """Records that are not full, or differ, are given one at a time."""
@@ -126,7 +128,7 @@ def test_a_full_buffer_has_room_for_the_rest() -> None:
     bios = Bios()
     with connected() as (sender, fd):
         bios.load(record(_LARGEST)[:-1])
-        assert not bios.feed(1)
+        assert not bios.feed(1, 0)
         sender.sendall(bytes(_LARGEST))
         assert bios.receive(fd, 1 << 20) == _LARGEST
         assert fed(bios, 1)[0] == record(_LARGEST)

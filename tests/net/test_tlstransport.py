@@ -10,7 +10,7 @@ import pytest
 
 from lpechod.engine.buffers import HEADROOM_BYTES
 from lpechod.net.entrance import Entrance
-from lpechod.net.tls import CHUNK_BYTES, MOST_READS, TlsTransport
+from lpechod.net.tls import CHUNK_BYTES, MOST_BYTES, MOST_READS, TlsTransport
 from lpechod.net.tlsrecords import RECORD_BYTES, Bios
 from lpechod.net.transport import BLOCKED
 from tests.net.conftest import Serve
@@ -20,6 +20,7 @@ from tests.net.tlswire import NARROW
 
 BUFFERS = KernelBuffers(send=1 << 20, receive=1 << 20)
 SMALL = KernelBuffers(send=1 << 16, receive=1 << 16)
+TUNED = KernelBuffers()
 
 _DATA_SEGMENTS_OUT = 156
 """Offset of tcpi_data_segs_out in struct tcp_info (linux/tcp.h)."""
@@ -238,6 +239,36 @@ def test_much_at_a_time() -> None:
             assert [client.send(bytes(RECORD_BYTES)) for _ in range(3)] == [RECORD_BYTES] * 3
             assert transport.receive(buffer) == size
             assert transport._bios.reads == reads
+
+
+def test_not_too_much_at_a_time() -> None:
+    """However much there is, and room for it, others have their turn in between."""
+    buffer = memoryview(bytearray(2 * MOST_BYTES))
+    with established(TUNED, TUNED) as (transport, client):
+        size = 0
+        with contextlib.suppress(ssl.SSLWantWriteError):
+            while size < len(buffer):
+                size += client.send(bytes(RECORD_BYTES))
+        assert size > MOST_BYTES
+        assert transport.receive(buffer) == MOST_BYTES
+        assert transport.more or transport.waiting()
+
+
+def test_who_sends_much() -> None:
+    """Neither nothing at all, nor what there is little room for, says that somebody sends less."""
+    buffer = memoryview(bytearray(RECORD_BYTES))
+    with established(BUFFERS, BUFFERS) as (transport, client):
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        client.send(bytes(RECORD_BYTES))
+        assert transport.receive(buffer) == RECORD_BYTES
+        assert transport.receive(buffer) == BLOCKED
+        assert not transport.even
+        client.send(bytes(100))
+        assert transport.receive(buffer[:100]) == 100
+        assert not transport.even
+        client.send(bytes(100))
+        assert transport.receive(buffer) == 100
+        assert transport.even
 
 
 def test_no_call_for_a_little(serve: Serve) -> None:

@@ -99,7 +99,8 @@ class Bios:
         """Receive up to so many bytes behind what is left; see `Transport.receive`."""
         left = self._end - self._start
         if self._start:
-            self._cipher[:left] = self._cipher[self._start : self._end]
+            if left:
+                self._cipher[:left] = self._cipher[self._start : self._end]
             self._start, self._end = 0, left
         space = self._cipher[left : left + most]
         count = receive(fd, space)
@@ -118,18 +119,15 @@ class Bios:
         Returns:
             How many.
         """
-        cipher, start, end, stop = self._cipher, self._start, self._end, self._following()
+        stop = self._following()
         if not stop:
             return 0
+        cipher, start = self._cipher, self._start
         self.size = size = stop - start
         count = 1
         if size == full:
-            header = cipher[start : start + RECORD_HEADER_BYTES]
-            while (
-                count < most
-                and stop + size <= end
-                and cipher[stop : stop + RECORD_HEADER_BYTES] == header
-            ):
+            header, last = unpack_record(cipher, start), self._end - size
+            while count < most and stop <= last and unpack_record(cipher, stop) == header:
                 stop += size
                 count += 1
         self._start = stop

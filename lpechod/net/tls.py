@@ -29,8 +29,10 @@ MOST_BARREN_RECORDS = 32
 """So many in a row may carry no data, as with BoringSSL (kMaxKeyUpdates)."""
 
 MOST_READS = 32
-"""Looks at the kernel for one call, once it had less than there was room for. Who sends a few bytes
-at a time might have us look for ever."""
+"""Looks at the kernel for one call: behind much, there may be a few bytes each time, for ever."""
+
+MUCH_BYTES = 2 * RECORD_BYTES
+"""Whoever has sent so much for a call is sending a large frame, and has sent more meanwhile."""
 
 MOST_BYTES = 1 << 20
 """Received with one call: to decrypt that takes a quarter of a millisecond."""
@@ -159,8 +161,7 @@ class TlsTransport:
         """Receive into a buffer; see `Transport.receive`.
 
         No further than a record that is not full: what is behind it may be broken, and then OpenSSL
-        would not encrypt any more what this one has brought. (Who pads to that size, gives that
-        up.)
+        would not encrypt any more what this one has brought. (Padded to that size, it is full.)
 
         Raises:
             StreamError: the peer has broken the rules of TLS, or has not ended the stream by them.
@@ -192,7 +193,7 @@ class TlsTransport:
         bios.load(self._ahead)
         try:
             while size >= least and count < room and self.wasted <= MOST_BARREN_RECORDS:
-                records, before = self._feed(room - count), count
+                records, before = self._feed(room - count, much=count >= MUCH_BYTES), count
                 if not records:
                     size = BLOCKED
                     break
@@ -221,20 +222,20 @@ class TlsTransport:
         self._ahead = bios.unload()
         return count, size
 
-    def _feed(self, room: int) -> int:
+    def _feed(self, room: int, *, much: bool) -> int:
         """Give OpenSSL the next record, received if need be; see `Bios.feed`.
 
         The kernel has nothing behind a read that was not filled; if it has, the poller will tell.
-        But from who sends much, more has come while the last was decrypted, and a turn costs more
-        than a look.
+        But of ``much``, more has come while the last was decrypted, and a turn costs more than a
+        look.
         """
         bios, most = self._bios, room // RECORD_BYTES
         while not (records := bios.feed(most, self._full)):
-            if bios.dry and (not self._full or bios.reads >= MOST_READS):
+            if bios.dry and not (much and bios.reads < MOST_READS):
                 break
             # Whoever fills a piece has more; but what there is no room for has to be put by.
-            much = self._full or bios.reads
-            count = bios.receive(self.fd, (most + 1) * FULL if much else PIECE_BYTES)
+            size = (most + 1) * FULL if self._full or bios.reads else PIECE_BYTES
+            count = bios.receive(self.fd, size)
             if count <= 0:
                 self._cut = not count
                 break

@@ -26,17 +26,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.bench.crew import Crew
 from tests.bench.meters import CLIENTS_CPU
-from tests.bench.rounds import PROCESSES, Workload, play, show, show_head
+from tests.bench.rounds import Workload, play, show, show_head
 from tests.bench.servers import FAVOURED, TLS_PEERS, installed, servers
 
-WORKLOADS = (
-    Workload("64 B, 1 connection", 1, 64),
-    Workload("64 B, 50 connections", 50, 64),
-    Workload("4 KiB, 50 connections", 50, 4096),
-    Workload("256 KiB, 1 connection", 1, 256 << 10),
-    Workload("256 KiB, 4 connections", 4, 256 << 10),
-    Workload("1 MiB, 1 connection", 1, 1 << 20),
-    Workload("1 MiB, 4 connections", 4, 1 << 20),
+PROCESSES = 1
+"""Of clients. Several that share a CPU take turns at it, and are slower than the servers."""
+
+WORKLOADS = tuple(
+    Workload(name, connections, body_bytes, processes=PROCESSES)
+    for name, connections, body_bytes in (
+        ("64 B, 1 connection", 1, 64),
+        ("64 B, 50 connections", 50, 64),
+        ("4 KiB, 50 connections", 50, 4096),
+        ("256 KiB, 1 connection", 1, 256 << 10),
+        ("256 KiB, 4 connections", 4, 256 << 10),
+        ("1 MiB, 1 connection", 1, 1 << 20),
+        ("1 MiB, 4 connections", 4, 1 << 20),
+    )
 )
 
 

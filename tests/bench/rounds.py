@@ -29,6 +29,7 @@ class Workload:
         in_flight: frames under way on each of them.
         idle: further connections, which have echoed once and then do nothing.
         churn: whether each connection ends after one frame, and another takes its place.
+        processes: of clients, at most.
     """
 
     name: str
@@ -37,10 +38,11 @@ class Workload:
     in_flight: int = 1
     idle: int = 0
     churn: bool = False
+    processes: int = PROCESSES
 
     def jobs(self, server: Server, seconds: float) -> Sequence[Job]:
         """Return what the processes of a crew do, without the idle connections."""
-        busy = min(self.connections, PROCESSES)
+        busy = min(self.connections, self.processes)
         jobs: list[Job] = []
         for number in range(busy):
             share = self.connections // busy + (number < self.connections % busy)

@@ -151,12 +151,8 @@ def test_together(serve: Serve, tmp_path: Path) -> None:
     server = serve(buffers=ROOMY)
     client, sealer = meet(server, tmp_path)
     deliver(server, client, sealer.data(FULL))
-    update, full, last = (
-        sealer.key_update(padded=True),
-        sealer.data(FULL),
-        sealer.key_update(padded=True),
-    )
-    client.socket.send(update + full + last)
+    cipher = sealer.key_update(padded=True) + sealer.data(FULL)
+    client.socket.send(cipher + sealer.key_update(padded=True))
     server.settle()
     assert transport_of(server, client)._barren == 0
     client.sent += 2 * len(FULL)
@@ -198,15 +194,10 @@ def test_behind_the_end(serve: Serve, tmp_path: Path, records: int) -> None:
     """What follows a close_notify of the size of data is dropped, and reaches nobody else."""
     server = serve()
     client, sealer = meet(server, tmp_path)
-    cipher = records * [FULL]
-    deliver(
-        server,
-        client,
-        b"".join([*map(sealer.data, cipher), sealer.close_notify(padded=True)])
-        + sealer.data(FULL) * 2,
-    )
-    other = server.connect()
-    other.exchange(HELLO)
+    cipher = [sealer.data(FULL) for _ in range(records)]
+    cipher += [sealer.close_notify(padded=True), sealer.data(FULL), sealer.data(FULL)]
+    deliver(server, client, b"".join(cipher))
+    server.connect().exchange(HELLO)
     client.sent += records * len(FULL)
     assert_same(records * FULL, client.receive_to_end())
     client.socket.close()

@@ -6,12 +6,16 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 from lpechod.ops import toml
 from lpechod.ops.config import Config, TlsConfig, dump_config
 from lpechod.ops.counters import Totals
 from lpechod.ops.metrics import DaemonCollector, Standing
 from lpechod.wire.states import CloseReason
 from tests.bench.bench_echo import WORKLOADS
+from tests.bench.bench_tls import BULK, PING_PONG
+from tests.bench.rounds import Workload
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -69,14 +73,18 @@ def test_the_metrics_table_is_the_collector() -> None:
     assert table_rows("Metrics") == expected
 
 
-def test_the_table_of_figures_is_of_the_benchmark() -> None:
-    """Each workload of the benchmark stands in the table, in order, with figures of each server."""
-    rows = [
-        [cell.strip() for cell in row.strip("|").split("|")] for row in table_rows("How fast it is")
-    ]
+@pytest.mark.parametrize(
+    ("heading", "workloads", "columns"),
+    [("How fast it is", WORKLOADS, 8), ("How fast it is over TLS", PING_PONG + BULK, 7)],
+)
+def test_the_tables_of_figures_are_of_the_benchmarks(
+    heading: str, workloads: tuple[Workload, ...], columns: int
+) -> None:
+    """Each workload of a benchmark stands in its table, in order, with figures of each server."""
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in table_rows(heading)]
 
-    assert [row[0] for row in rows] == [workload.name for workload in WORKLOADS]
-    assert {len(row) for row in rows} == {8}
+    assert [row[0] for row in rows] == [workload.name for workload in workloads]
+    assert {len(row) for row in rows} == {columns}
     assert all(re.search(r"\d", cell) for row in rows for cell in row)
 
 

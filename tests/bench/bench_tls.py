@@ -9,7 +9,11 @@ It starts ``lpechod serve`` of this checkout with one worker and a TLS listener,
   figure to look at, as it does not depend on how fast the clients are;
 - "frames/s", "p50" and "p99" (of the latency, in microseconds, see `tests.bench.clients.PingPong`);
 - in brackets: times lpechod's, the median over pairs of the same round. More than 1 is good for
-  lpechod in the columns of costs, less than 1 in "frames/s".
+  lpechod in the columns of costs, less than 1 in "frames/s"; below, the geometric mean of those of
+  all workloads of a kind.
+
+The clients encrypt, decrypt and compare, which costs them more than the servers. With four who send
+much at a time, "frames/s" is how fast they are.
 
 Servers run on the first CPU, clients on the last, both at niceness -10 if that is allowed, and
 every byte of every echo is compared. What other programs do on the machine shows nevertheless:
@@ -25,24 +29,29 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.bench.crew import Crew
-from tests.bench.meters import CLIENTS_CPU
-from tests.bench.rounds import Workload, play, show, show_head
+from tests.bench.meters import CLIENTS_CPU, surroundings
+from tests.bench.rounds import Workload, play, show, show_head, show_together
 from tests.bench.servers import FAVOURED, TLS_PEERS, installed, servers
 
 PROCESSES = 1
 """Of clients. Several that share a CPU take turns at it, and are slower than the servers."""
 
-WORKLOADS = tuple(
-    Workload(name, connections, body_bytes, processes=PROCESSES)
-    for name, connections, body_bytes in (
-        ("64 B, 1 connection", 1, 64),
-        ("64 B, 50 connections", 50, 64),
-        ("4 KiB, 50 connections", 50, 4096),
-        ("256 KiB, 1 connection", 1, 256 << 10),
-        ("256 KiB, 4 connections", 4, 256 << 10),
-        ("1 MiB, 1 connection", 1, 1 << 20),
-        ("1 MiB, 4 connections", 4, 1 << 20),
-    )
+
+def workload(name: str, connections: int, body_bytes: int) -> Workload:
+    """Return what clients of one process do."""
+    return Workload(name, connections, body_bytes, processes=PROCESSES)
+
+
+PING_PONG = (
+    workload("64 B, 1 connection", 1, 64),
+    workload("64 B, 50 connections", 50, 64),
+    workload("4 KiB, 50 connections", 50, 4096),
+)
+BULK = (
+    workload("256 KiB, 1 connection", 1, 256 << 10),
+    workload("256 KiB, 4 connections", 4, 256 << 10),
+    workload("1 MiB, 1 connection", 1, 1 << 20),
+    workload("1 MiB, 4 connections", 4, 1 << 20),
 )
 
 
@@ -57,9 +66,14 @@ def main() -> None:
     arguments = parser.parse_args()
     names = installed(arguments.servers.split(","))
     with servers(names, tls=True) as up, Crew(PROCESSES, CLIENTS_CPU, FAVOURED) as crew:
+        print(surroundings(), end="\n\n")
         show_head("workload, over TLS")
-        for workload in WORKLOADS:
-            show(workload, play(crew, up, workload, arguments.rounds, arguments.seconds))
+        for title, workloads in (("ping-pong together", PING_PONG), ("bulk together", BULK)):
+            measured = []
+            for each in workloads:
+                measured.append(play(crew, up, each, arguments.rounds, arguments.seconds))
+                show(each, measured[-1])
+            show_together(title, measured)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,10 @@ WARM_UP_SECONDS = 0.3
 gives large blocks back to the kernel each time (M_MMAP_THRESHOLD), which doubles uvloop's speed."""
 
 
+_KEYS = ("cpu", "rate", "p50", "p99")
+"""Figures that tables show."""
+
+
 @dataclass(frozen=True, slots=True)
 class Workload:
     """What clients do.
@@ -117,6 +121,15 @@ def times_ours(figures: Mapping[str, Sequence[Figures]], name: str, key: str) ->
     return median_ratio(_values(figures[name], key), _values(figures[OURS], key))
 
 
+def together(
+    measured: Sequence[Mapping[str, Sequence[Figures]]], name: str, key: str
+) -> float | None:
+    """Return the same over several workloads, each of which weighs the same (geometric mean)."""
+    ratios = [times_ours(figures, name, key) for figures in measured]
+    known = [ratio for ratio in ratios if ratio is not None]
+    return statistics.geometric_mean(known) if known else None
+
+
 def _values(rounds: Sequence[Figures], key: str) -> list[float]:
     return [getattr(each, key) for each in rounds]
 
@@ -131,10 +144,22 @@ def show(workload: Workload, figures: Mapping[str, Sequence[Figures]]) -> None:
     """Print a workload's part of the table."""
     title = workload.name
     for name, rounds in figures.items():
-        cells = ""
-        for key in ("cpu", "rate", "p50", "p99"):
-            ratio = times_ours(figures, name, key)
-            cells += f"{median(rounds, key):>10.1f}"
-            cells += " " * 9 if ratio is None else f" ({ratio:5.2f}x)"
+        cells = "".join(
+            f"{median(rounds, key):>10.1f}{_times(times_ours(figures, name, key))}" for key in _KEYS
+        )
         print(f"{title:<28}{name:<18}{cells}", flush=True)
         title = ""
+
+
+def show_together(title: str, measured: Sequence[Mapping[str, Sequence[Figures]]]) -> None:
+    """Print what several workloads come to, which is ratios and nothing else."""
+    for name in measured[0]:
+        ratios = [together(measured, name, key) for key in _KEYS]
+        if any(ratios):
+            cells = "".join(f"{'':10}{_times(ratio)}" for ratio in ratios)
+            print(f"{title:<28}{name:<18}{cells}", flush=True)
+            title = ""
+
+
+def _times(ratio: float | None) -> str:
+    return " " * 9 if ratio is None else f" ({ratio:5.2f}x)"

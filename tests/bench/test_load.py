@@ -11,7 +11,15 @@ import pytest
 from tests.bench.clients import Address, Churn, Kept, PingPong, connect
 from tests.bench.crew import PATIENCE_SECONDS, Crew, Job
 from tests.bench.meters import CLIENTS_CPU
-from tests.bench.rounds import Figures, Workload, measure, play, times_ours
+from tests.bench.rounds import (
+    Figures,
+    Workload,
+    measure,
+    play,
+    show_together,
+    times_ours,
+    together,
+)
 from tests.bench.servers import PEERS, Server, peer
 
 BODY_BYTES = 64
@@ -184,3 +192,17 @@ def test_ratios_are_of_pairs() -> None:
 
     assert times_ours(figures, "uvloop", "cpu") == 3
     assert times_ours(figures, "lpechod", "cpu") is None
+
+
+def test_workloads_together_weigh_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    """Half as much in one and eight times as much in another is twice as much in both."""
+    measured = [
+        {"lpechod": [Figures(of, 1, 1, 1)], "uvloop": [Figures(other, 1, 1, 1)]}
+        for of, other in ((2, 1), (50, 400))
+    ]
+
+    assert together(measured, "uvloop", "cpu") == pytest.approx(2)
+    assert together(measured, "lpechod", "cpu") is None
+
+    show_together("both", measured)
+    assert capsys.readouterr().out.split()[:4] == ["both", "uvloop", "(", "2.00x)"]

@@ -58,7 +58,6 @@ class BufferPool:
     Attributes:
         alarm: past so many bytes given out, `on_alarm` is called with the owner of each further
             request.
-        on_release: called with each buffer that comes back, if set.
         make_room: called when a request would pass the limit, with the bytes needed and the owner
             that asks; frees what it can before it returns.
     """
@@ -67,13 +66,13 @@ class BufferPool:
         "_free",
         "_idle",
         "_keep",
+        "_on_release",
         "alarm",
         "held",
         "held_by",
         "limit",
         "make_room",
         "on_alarm",
-        "on_release",
         "shared",
     )
 
@@ -82,7 +81,7 @@ class BufferPool:
         self.limit = limit
         self.alarm = limit
         self.on_alarm: Callable[[Hashable], None] = lambda _owner: None
-        self.on_release: Callable[[], None] | None = None
+        self._on_release: Callable[[Hashable], None] | None = None
         self.make_room: Callable[[int, Hashable], None] = lambda _size, _owner: None
         self.held = 0
         self.held_by: dict[Hashable, int] = {}
@@ -114,7 +113,7 @@ class BufferPool:
             self._idle -= capacity
             return free.pop()
         if self.held + self._idle > self.limit:
-            self._reclaim()
+            self._reclaim(self.limit - self.held)
         return memory(capacity)
 
     def release(self, buffer: memoryview, owner: Hashable) -> None:
@@ -131,17 +130,27 @@ class BufferPool:
             self.held_by[owner] = rest
         else:
             del self.held_by[owner]
-        if self._idle + capacity <= self._keep:
+        notify = self._on_release
+        if self._idle + capacity <= self._keep or notify is not None:
             self._idle += capacity
             self._free.setdefault(capacity, []).append(buffer)
-        if self.on_release is not None:
-            self.on_release()
+        if notify is not None:
+            notify(owner)
 
-    def _reclaim(self) -> None:
-        """Let go of unused buffers, large ones first, until all memory is within the limit."""
+    def tell(self, on_release: Callable[[Hashable], None] | None) -> None:
+        """Call something with the owner of each buffer that comes back; None: nothing any more.
+
+        Whoever wants to know has others wait for it, so until then all is kept for those.
+        """
+        self._on_release = on_release
+        if on_release is None:
+            self._reclaim(self._keep)
+
+    def _reclaim(self, most: int) -> None:
+        """Let go of unused buffers, large ones first, until there are at most so many bytes."""
         for capacity in sorted(self._free, reverse=True):
             free = self._free[capacity]
-            while free and self.held + self._idle > self.limit:
+            while free and self._idle > most:
                 free.pop()
                 self._idle -= capacity
 

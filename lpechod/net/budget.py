@@ -10,10 +10,11 @@ the second, and each is taken only if the one before has not been enough:
    who have taken nothing for a second, the largest holders are closed at once;
 2. those whose frames have outgrown their buffers are paused, and those whose echoes wait if they
    hold more than the mean: their peers feel it as a slow network. Whoever has room for the rest of
-   a frame may go on, since its end is what gives memory back. As it does, those who wait are given
-   room for all of their frames and go on themselves, those first of whose frames least is missing.
-   So thousands of large frames that have begun at once are served one after the other, of which
-   none could be if each had its part of the memory;
+   a frame may go on, since its end is what gives memory back. As it does, those who wait are
+   promised room for all of their frames and go on themselves, those first of whose frames least is
+   missing. So thousands of large frames that have begun at once are served one after the other, of
+   which none could be if each had its part of the memory. A promise takes no memory: that still
+   grows with what arrives;
 3. if nobody could go on for a second, the largest holders are closed, however well they behave.
 
 Frames before sizes, because a peer that dribbles is at fault, and one that holds much may only be
@@ -31,6 +32,7 @@ from lpechod.engine.wheel import Timer
 from lpechod.net.connection import Connection
 from lpechod.net.eventlog import EventLog
 from lpechod.net.holders import Holders
+from lpechod.wire.states import CloseReason
 
 PATIENCE_SECONDS = 1.0
 """How long nobody may be able to go on before connections are shed."""
@@ -59,8 +61,9 @@ class MemoryBudget(Timer):
     urgent = True
 
     __slots__ = (
-        "_asked", "_holders", "_log", "_looked_at", "_loop", "_paused", "_pool", "_relieved_below",
-        "_shed_by_now", "_short_since", "_stuck_since", "_waiting", "seconds",
+        "_asked", "_holders", "_log", "_looked_at", "_loop", "_owed", "_paused", "_pool",
+        "_promised", "_relieved_below", "_shed_by_now", "_short_since", "_stuck_since", "_waiting",
+        "seconds",
     )  # fmt: skip
 
     def __init__(self, pool: BufferPool, loop: Loop, log: EventLog, overload_percent: int) -> None:
@@ -74,6 +77,10 @@ class MemoryBudget(Timer):
         self._paused: set[Connection] = set()
         self._waiting: list[tuple[int, int, Connection]] = []
         """Those of them who need more, by what is missing of their frames: a heap."""
+        self._promised: dict[Hashable, int] = {}
+        """Those who go on, and how many bytes their frames will hold."""
+        self._owed = 0
+        """The sum of these."""
         self._short_since = self._stuck_since = self._looked_at = 0.0
         self._shed_by_now = 0
         self.seconds = 0.0
@@ -93,7 +100,7 @@ class MemoryBudget(Timer):
 
     def on_deadline(self, now: float) -> None:
         """Look again; when patience is at its end, shed until memory is relieved."""
-        held = self._pool.held
+        held = self._pool.held + self._owed
         if held > self._relieved_below and now >= self._stuck_since + PATIENCE_SECONDS:
             self._relieve(now, self._shed(now))
         elif held > self._relieved_below:
@@ -120,7 +127,7 @@ class MemoryBudget(Timer):
         if pool.held > self._relieved_below:
             self._loop.schedule(self, now)
             self._let_go(now)
-            pool.on_release = self._on_release
+            pool.tell(self._on_release)
             self._loop.rotation.ration(_RATION_BYTES)
         else:
             self._relieve(now, shed=0)
@@ -149,6 +156,7 @@ class MemoryBudget(Timer):
             for owner in holders
             if isinstance(owner, Connection)
             and owner not in self._paused
+            and owner not in self._promised
             and (
                 owner.protocol.outgrown is not None
                 or (owner.protocol.unsent_bytes and pool.held_by.get(owner, 0) >= mean)
@@ -162,19 +170,21 @@ class MemoryBudget(Timer):
                 heappush(self._waiting, (missing, connection.number, connection))
 
     def _let_go(self, now: float) -> None:
-        """Have those who wait go on, as many as there is room for all of their frames."""
+        """Have those who wait go on, as many as there will be room for all of their frames."""
         pool, waiting = self._pool, self._waiting
         # What is left above is for those who begin.
         most = (pool.alarm + pool.limit) // 2
         while waiting:
             connection = waiting[0][-1]
             frame = connection.protocol.outgrown
-            if frame is not None and pool.held + capacity_for(frame.need) > most:
+            needed = 0 if frame is None else capacity_for(frame.need)
+            if needed and pool.held + self._owed + needed > most:
                 break
             heappop(waiting)
             self._paused.discard(connection)
-            if frame is not None:
-                connection.protocol.reserve()
+            if needed:
+                self._promised[connection] = needed
+                self._owed += needed
                 _tell(connection, connection.unpause, now)
                 self._stuck_since = now
 
@@ -200,24 +210,26 @@ class MemoryBudget(Timer):
         for _, _, connection in sorted(stuck):
             if self._pool.held <= self._relieved_below:
                 break
-            connection.shed(now)
+            connection.abort(CloseReason.OVERLOAD, now)
             self._shed_by_now += 1
 
     def _shed(self, now: float) -> int:
         shed = 0
         while self._pool.held > self._relieved_below:
-            self._largest().shed(now)
+            self._largest().abort(CloseReason.OVERLOAD, now)
             shed += 1
         return shed
 
     def _relieve(self, now: float, shed: int) -> None:
         """Let those who were paused go on."""
-        self._pool.on_release = None
+        self._pool.tell(None)
         self._loop.rotation.ration(UNDIVIDED)
         for connection in self._paused:
             _tell(connection, connection.unpause, now)
         self._paused.clear()
         self._waiting.clear()
+        self._promised.clear()
+        self._owed = 0
         self._asked.clear()
         self._holders.forget()
         self.seconds += now - self._short_since
@@ -234,7 +246,13 @@ class MemoryBudget(Timer):
             self._asked[owner] = None
         self._loop.again(self, 0)
 
-    def _on_release(self) -> None:
+    def _on_release(self, owner: Hashable) -> None:
+        """Forget a promise that is kept, as the frame has room now, or whose owner has ended."""
+        if owner in self._promised:
+            assert isinstance(owner, Connection)  # noqa: S101 - nobody else waits.
+            if owner.protocol.outgrown is None or owner not in self._pool.held_by:
+                self._owed -= self._promised.pop(owner)
+                self._stuck_since = self._loop.now
         if self._waiting:
             self._loop.again(self, 0)
 
@@ -244,7 +262,7 @@ class MemoryBudget(Timer):
             largest = self._largest()
             if largest is owner or pool.held_by[largest] <= pool.held_by.get(owner, 0):
                 return
-            largest.shed(self._loop.now)
+            largest.abort(CloseReason.OVERLOAD, self._loop.now)
 
     def _largest(self) -> Connection:
         pool = self._pool

@@ -240,7 +240,7 @@ class Connection(Timer):
     def on_failure(self, error: Exception, now: float) -> None:
         """Close after a defect of ours: nobody knows what state the connection is in."""
         self._host.on_defect(self, error)
-        self._abort(CloseReason.INTERNAL_ERROR, now)
+        self.abort(CloseReason.INTERNAL_ERROR, now)
 
     def drain(self, until: float, now: float) -> None:
         """Close at the next frame boundary.
@@ -269,13 +269,12 @@ class Connection(Timer):
             self.on_failure(error, now)
         return True
 
-    def shed(self, now: float) -> None:
-        """Close at once and free all memory: there is too little for everybody."""
-        self._abort(CloseReason.OVERLOAD, now)
-
-    def cut(self, now: float) -> None:
-        """Close at once: the time to drain is over."""
-        self._abort(CloseReason.DRAIN_TIMEOUT, now)
+    def abort(self, reason: CloseReason, now: float) -> None:
+        """Close at once and free all memory."""
+        if self.protocol.state is not _CLOSED:
+            self.protocol.abort(reason)
+        if self.protocol.changed:  # Or else it has been closed before, descriptor and all.
+            self._settle(now)
 
     def pause(self, now: float) -> None:
         """Stop reading until `unpause`: memory is short."""
@@ -386,12 +385,6 @@ class Connection(Timer):
         if interest != self._interest:
             self._watch(interest)
             self._interest = interest
-
-    def _abort(self, reason: CloseReason, now: float) -> None:
-        if self.protocol.state is not _CLOSED:
-            self.protocol.abort(reason)
-        if self.protocol.changed:  # Or else it has been closed before, descriptor and all.
-            self._settle(now)
 
     def _finish(self) -> None:
         self._interest = 0

@@ -270,7 +270,7 @@ class EchoService:
     def cut(self, now: float) -> None:
         """Close every connection at once."""
         for connection in tuple(self.connections):
-            connection.cut(now)
+            connection.abort(CloseReason.DRAIN_TIMEOUT, now)
 
     def on_closed(self, connection: Connection) -> None:
         """Count a connection that has ended, and log its one line."""

@@ -5,7 +5,7 @@
 behaviours can be replayed byte by byte. Invariants:
 
 - a frame is echoed once it is whole, byte-identical, in order, and never in part;
-- it holds what has arrived and not left, and not what was announced, but for `reserve`;
+- it holds what has arrived and not left, and not what was announced;
 - nothing is read beyond the high watermark of pending echoes, until they are below the low one;
 - time that we spent not reading is never counted against the peer.
 
@@ -224,12 +224,6 @@ class EchoProtocol(Lifecycle):
     def wants_write(self) -> bool:
         """Whether echoes are pending, or the stream's own end is."""
         return self._pending is not None or self._leave_blocked
-
-    def reserve(self) -> None:
-        """Get room for all of the frame that has begun, if there is memory for it now."""
-        partial = self.outgrown
-        if partial is not None and partial.reserve():
-            self._aim(partial)
 
     @property
     def has_backlog(self) -> bool:

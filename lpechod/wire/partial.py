@@ -18,7 +18,7 @@ class PartialFrame:
     """What has arrived of a frame; or, with a ``need`` that ``have`` covers, unscanned frames.
 
     The buffer grows by one class of its source when it is full, so memory follows the bytes that
-    arrived and not the length that the header announces, but for `reserve`.
+    arrived and not the length that the header announces.
 
     Args:
         buffers: source of memory.
@@ -78,28 +78,18 @@ class PartialFrame:
         into the shared buffer, and a frame that ends where a read ends is a boundary at which a
         draining connection can be closed, however much its peer pipelines.
         """
-        have, need = self.have, self.need
-        if have == len(self.buffer):
+        have, need, full = self.have, self.need, self.buffer
+        if have == len(full):
             # The next is four times as large, also where there is a class between. Asking for that
             # would go past it: a class has as much headroom as the one before, so a full buffer
             # times four is just more than it holds.
             larger = self._buffers.acquire(min(need, have * 2), self._owner)
             if larger is None:
                 return None
-            larger[:have] = self.buffer
-            self.release()
-            self.buffer = larger
+            larger[:have] = full
+            self.buffer = larger  # First: who is told of what comes back sees how things stand.
+            self._buffers.release(full, self._owner)
         return self.buffer[have:need]
-
-    def reserve(self) -> bool:
-        """Move to a buffer with room for the whole frame; tell whether there was memory for one."""
-        larger = self._buffers.acquire(self.need, self._owner)
-        if larger is None:
-            return False
-        larger[: self.have] = self.buffer[: self.have]
-        self.release()
-        self.buffer = larger
-        return True
 
     def drop(self, count: int, need: int, now: float) -> None:
         """Go on with what is behind the first ``count`` bytes, as if it had begun to arrive now."""

@@ -227,6 +227,25 @@ class TestReuse:
 
         assert sum(any(fresh is old for old in buffers) for fresh in again) == 2
 
+    def test_keeps_all_while_somebody_waits(self) -> None:
+        """Who is told of what comes back has others wait for it; so it is kept for as long."""
+        pool = BufferPool(limit=_MIB, keep=2 * SMALLEST)
+        told: list[Hashable] = []
+        pool.tell(told.append)
+        buffers = [_acquire(pool, 1, owner) for owner in "abcde"]
+        for owner, buffer in zip("abcde", buffers, strict=True):
+            pool.release(buffer, owner)
+        assert told == list("abcde")
+        again = [_acquire(pool, 1) for _ in range(5)]
+        assert all(any(fresh is old for old in buffers) for fresh in again)
+
+        for buffer in again:
+            pool.release(buffer, "owner")
+        pool.tell(None)
+        assert pool._idle == 2 * SMALLEST
+        pool.release(_acquire(pool, 1), "owner")
+        assert told == list("abcde") + ["owner"] * 5
+
     @pytest.mark.parametrize(
         ("limit", "largest", "kept"),
         [

@@ -358,7 +358,107 @@ class TestShortage:
             assert_same(FRAME, other.receive_exactly(len(FRAME)))
             server.settle()
             assert [each.protocol.wants_read for each in connections] == expected
-        assert all(server.service.pool.held_by[each] == HELD for each in connections)
+        held_by = server.service.pool.held_by
+        assert all(held_by[each] <= 4096 + 64 for each in connections), "before more has arrived"
+        for client, part in zip(clients, (1000, 4000, 2500), strict=True):
+            client.send(FRAME[part:])
+            assert_same(FRAME, client.receive_exactly(len(FRAME)))
+        assert not server.log.of("memory_relieved")
+
+    @pytest.mark.parametrize("ends", [False, True])
+    def test_room_is_promised_to_one_at_a_time(
+        self, server: EchoServer, holder: Callable[[int], Client], ends: bool
+    ) -> None:
+        """It is for one frame, in however many parts that comes, or until its client has ended."""
+        first, second = server.connect(), server.connect()
+        other = self.fill_up(server, holder).pop()
+        connections = [server.connection_of(client) for client in (first, second)]
+
+        def going_on() -> list[bool]:
+            server.settle()
+            return [connection.protocol.wants_read for connection in connections]
+
+        first.send(FRAME[:4000])
+        second.send(FRAME[:1000])
+        assert going_on() == [False, False]
+        assert_same(FRAME, other.receive_exactly(len(FRAME)))
+        for start, end in ((4000, 6000), (6000, 10_000), (10_000, 20_000), (20_000, 60_000)):
+            assert going_on() == [True, False]
+            if ends and start == 10_000:
+                first.reset()
+                server.settle()
+                assert connections[1].protocol.wants_read
+                return
+            first.send(FRAME[start:end])
+        assert going_on() == [True, False]
+        first.send(FRAME[60_000:] + FRAME[:4000])
+        assert_same(FRAME, first.receive_exactly(len(FRAME)))
+        assert going_on() == [False, True], "a frame later"
+        assert second.send_some(FRAME[1000:]) == len(FRAME) - 1000
+        assert_same(FRAME, second.receive_exactly(len(FRAME)))
+
+    def test_a_promise_ends_with_the_shortage(
+        self, server: EchoServer, holder: Callable[[int], Client]
+    ) -> None:
+        """In the next one, who had it waits like all others, and its room is there for them."""
+        client = server.connect()
+        other = self.fill_up(server, holder).pop()
+        client.send(FRAME[:4000])
+        server.settle()
+        assert_same(FRAME, other.receive_exactly(len(FRAME)))
+        server.settle()
+        assert server.connection_of(client).protocol.wants_read
+        budget = server.service.budget
+        assert (set(budget._promised.values()), budget._owed) == ({HELD}, HELD)
+        server.pass_time(1.2)
+        assert server.log.of("memory_relieved")
+        assert (len(budget._promised), budget._owed) == (0, 0)
+        assert server.service.pool._on_release is None
+
+    def test_what_is_promised_is_as_good_as_held(
+        self, server: EchoServer, holder: Callable[[int], Client]
+    ) -> None:
+        """Memory is relieved when it is back below the mark with all that is promised."""
+        client, pool = server.connect(), server.service.pool
+        others = self.fill_up(server, holder)
+        client.send(FRAME[:4000])
+        while pool.held > RELIEVED:
+            assert_same(FRAME, others.pop().receive_exactly(len(FRAME)))
+            server.settle()
+        assert pool.held + HELD > RELIEVED
+        server.pass_time(0.1)
+        assert not server.log.of("memory_relieved")
+        assert_same(FRAME, others.pop().receive_exactly(len(FRAME)))
+        server.pass_time(0.1)
+        assert server.log.of("memory_relieved")
+
+    def test_a_promise_that_is_kept_renews_patience(self, server: EchoServer) -> None:
+        """Who comes to have room for all of its frame has gone on, like who is given leave to."""
+        fill_with_parts(server)
+        client = server.connect()
+        client.send(FRAME[:4000])
+        server.settle()
+        budget = server.service.budget
+        assert budget._owed == HELD
+        server.pass_time(0.8)
+        client.send(FRAME[4000:20_000])
+        server.pass_time(0.9)
+        assert budget._owed == 0
+        assert not server.log.of("memory_relieved")
+        server.pass_time(0.3)
+        assert server.log.of("memory_relieved")
+
+    def test_what_is_promised_is_a_whole_buffer(
+        self, server: EchoServer, holder: Callable[[int], Client]
+    ) -> None:
+        """A frame goes on when there is room for the buffer that it needs, however full."""
+        self.fill_up(server, holder)
+        small = frame(body_of(20_000))
+        client = server.connect()
+        client.send(small[:4000])
+        server.settle()
+        assert len(small) < MOST - server.service.pool.held < HELD
+        assert not server.connection_of(client).protocol.wants_read
 
     def test_nobody_is_shed_while_somebody_goes_on(self, server: EchoServer) -> None:
         """Patience lasts as long as one after the other is given room, and a second beyond."""

@@ -463,7 +463,8 @@ class AnyKernel(RuleBasedStateMachine):
         """Memory, or the time to drain, has run out."""
         if not rare:
             self.violent = True
-            (self.connection.cut if cut else self.connection.shed)(self.loop.now)
+            reason = CloseReason.DRAIN_TIMEOUT if cut else CloseReason.OVERLOAD
+            self.connection.abort(reason, self.loop.now)
 
     # What holds all the time.
 

@@ -13,6 +13,7 @@ from lpechod.net.service import EchoService, ServiceSettings
 from lpechod.ops.bulletin import BEATS_AT_REST, Bulletin
 from lpechod.ops.counters import Totals, TurnWatch, gather
 from lpechod.ops.segment import Segment
+from lpechod.wire.states import CloseReason
 from lpechod.wire.tally import Tally
 from tests.fake_time import FakeClock, FakeTimePoller
 from tests.net.harness import RecordingLog, frame
@@ -99,7 +100,7 @@ def test_what_heartbeats_alone_bring_is_new(stage: Stage) -> None:
         stage.turn(2)
         gathered = stage.gathered
         (connection,) = stage.service.connections
-        connection.shed(stage.loop.now)
+        connection.abort(CloseReason.OVERLOAD, stage.loop.now)
         stage.turn()
         stage.turn()
 

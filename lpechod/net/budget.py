@@ -15,7 +15,8 @@ the second, and each is taken only if the one before has not been enough:
    missing. So thousands of large frames that have begun at once are served one after the other, of
    which none could be if each had its part of the memory. A promise takes no memory: that still
    grows with what arrives;
-3. if nobody could go on for a second, the largest holders are closed, however well they behave.
+3. if nobody could go on for a second, the largest holders are closed, however well they behave;
+   and those who have made nothing of a promise wait behind all others.
 
 Frames before sizes, because a peer that dribbles is at fault, and one that holds much may only be
 far away. And whatever the marks, a request that would pass the limit itself is met at once, from
@@ -61,7 +62,7 @@ class MemoryBudget(Timer):
     urgent = True
 
     __slots__ = (
-        "_asked", "_holders", "_log", "_looked_at", "_loop", "_owed", "_paused", "_pool",
+        "_asked", "_holders", "_late", "_log", "_looked_at", "_loop", "_owed", "_paused", "_pool",
         "_promised", "_relieved_below", "_shed_by_now", "_short_since", "_stuck_since", "_waiting",
         "seconds",
     )  # fmt: skip
@@ -75,12 +76,14 @@ class MemoryBudget(Timer):
         self._asked: dict[Hashable, None] = {}
         """Who has asked for more of late, while memory was short."""
         self._paused: set[Connection] = set()
-        self._waiting: list[tuple[int, int, Connection]] = []
-        """Those of them who need more, by what is missing of their frames: a heap."""
+        self._waiting: list[tuple[bool, int, int, Connection]] = []
+        """Those of them who need more, by what is missing of their frames, but late ones last."""
         self._promised: dict[Hashable, int] = {}
         """Those who go on, and how many bytes their frames will hold."""
         self._owed = 0
         """The sum of these."""
+        self._late: set[Hashable] = set()
+        """Who has made nothing of a promise, while others waited for as long as patience lasts."""
         self._short_since = self._stuck_since = self._looked_at = 0.0
         self._shed_by_now = 0
         self.seconds = 0.0
@@ -99,20 +102,24 @@ class MemoryBudget(Timer):
             self._begin(now)
 
     def on_deadline(self, now: float) -> None:
-        """Look again; when patience is at its end, shed until memory is relieved."""
-        held = self._pool.held + self._owed
-        if held > self._relieved_below and now >= self._stuck_since + PATIENCE_SECONDS:
-            self._relieve(now, self._shed(now))
-        elif held > self._relieved_below:
-            if now >= self._looked_at + _PERIOD_SECONDS:
+        """Look again; when patience is at its end, shed until memory is back below the mark."""
+        if self._is_short():
+            if now >= self._stuck_since + PATIENCE_SECONDS:
+                self._shed(now)
+            elif now >= self._looked_at + _PERIOD_SECONDS:
                 self._close_overdue(now)
                 self._shed_stuck(now)
             self._pause(self._pool.held_by, now)
             self._spare(now)
             self._let_go(now)
+        if self._is_short():
             self._loop.schedule(self, now)
         else:
-            self._relieve(now, shed=0)
+            self._relieve(now)
+
+    def _is_short(self) -> bool:
+        # While somebody waits, too: if thousands went on at once, none could be completed.
+        return self._pool.held > self._relieved_below or bool(self._waiting)
 
     def _begin(self, now: float) -> None:
         pool = self._pool
@@ -130,7 +137,7 @@ class MemoryBudget(Timer):
             pool.tell(self._on_release)
             self._loop.rotation.ration(_RATION_BYTES)
         else:
-            self._relieve(now, shed=0)
+            self._relieve(now)
 
     def _close_overdue(self, now: float) -> int:
         self._looked_at = now
@@ -167,7 +174,8 @@ class MemoryBudget(Timer):
             _tell(connection, connection.pause, now)
             if (frame := connection.protocol.outgrown) is not None:
                 missing = frame.need - frame.have
-                heappush(self._waiting, (missing, connection.number, connection))
+                late = connection in self._late
+                heappush(self._waiting, (late, missing, connection.number, connection))
 
     def _let_go(self, now: float) -> None:
         """Have those who wait go on, as many as there will be room for all of their frames."""
@@ -178,7 +186,9 @@ class MemoryBudget(Timer):
             connection = waiting[0][-1]
             frame = connection.protocol.outgrown
             needed = 0 if frame is None else capacity_for(frame.need)
-            if needed and pool.held + self._owed + needed > most:
+            full = pool.held + self._owed + needed > most
+            # With nobody to wait for, there will never be more room than now.
+            if needed and full and (self._owed or pool.held > self._relieved_below):
                 break
             heappop(waiting)
             self._paused.discard(connection)
@@ -196,6 +206,7 @@ class MemoryBudget(Timer):
             if idle or connection not in self._pool.held_by:
                 self._paused.discard(connection)
                 _tell(connection, connection.unpause, now)
+        self._late.intersection_update(self._pool.held_by)
         if len(self._waiting) > 2 * len(self._paused):
             self._waiting = [each for each in self._waiting if each[-1] in self._paused]
             heapify(self._waiting)
@@ -213,14 +224,18 @@ class MemoryBudget(Timer):
             connection.abort(CloseReason.OVERLOAD, now)
             self._shed_by_now += 1
 
-    def _shed(self, now: float) -> int:
-        shed = 0
+    def _shed(self, now: float) -> None:
         while self._pool.held > self._relieved_below:
             self._largest().abort(CloseReason.OVERLOAD, now)
-            shed += 1
-        return shed
+            self._shed_by_now += 1
+        self._late.update(self._promised)
+        self._forget_promises()
 
-    def _relieve(self, now: float, shed: int) -> None:
+    def _forget_promises(self) -> None:
+        self._promised.clear()
+        self._owed = 0
+
+    def _relieve(self, now: float) -> None:
         """Let those who were paused go on."""
         self._pool.tell(None)
         self._loop.rotation.ration(UNDIVIDED)
@@ -228,14 +243,13 @@ class MemoryBudget(Timer):
             _tell(connection, connection.unpause, now)
         self._paused.clear()
         self._waiting.clear()
-        self._promised.clear()
-        self._owed = 0
+        self._forget_promises()
+        self._late.clear()
         self._asked.clear()
         self._holders.forget()
         self.seconds += now - self._short_since
-        shed += self._shed_by_now
+        self._log.warning("memory_relieved", held=self._pool.held, shed=self._shed_by_now)
         self._shed_by_now = 0
-        self._log.warning("memory_relieved", held=self._pool.held, shed=shed)
 
     def on_failure(self, error: Exception, _now: float) -> None:
         """Pass a defect on: without this budget there is no bound on memory."""

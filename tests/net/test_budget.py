@@ -412,25 +412,77 @@ class TestShortage:
         assert (set(budget._promised.values()), budget._owed) == ({HELD}, HELD)
         server.pass_time(1.2)
         assert server.log.of("memory_relieved")
-        assert (len(budget._promised), budget._owed) == (0, 0)
+        assert (len(budget._promised), budget._owed, len(budget._late)) == (0, 0, 0)
         assert server.service.pool._on_release is None
 
-    def test_what_is_promised_is_as_good_as_held(
+    def test_not_all_go_on_at_once(
         self, server: EchoServer, holder: Callable[[int], Client]
     ) -> None:
-        """Memory is relieved when it is back below the mark with all that is promised."""
-        client, pool = server.connect(), server.service.pool
-        others = self.fill_up(server, holder)
-        client.send(FRAME[:4000])
-        while pool.held > RELIEVED:
-            assert_same(FRAME, others.pop().receive_exactly(len(FRAME)))
+        """When some have been shed, as many go on as can be completed; the others are next."""
+        self.fill_up(server, holder)
+        clients = [server.connect() for _ in range(20)]
+        for client in clients:
+            client.send(FRAME[:4000])
             server.settle()
-        assert pool.held + HELD > RELIEVED
+        connections = [server.connection_of(client) for client in clients]
+        assert not any(connection.protocol.wants_read for connection in connections)
+        server.pass_time(1.1)
+        going_on = [connection.protocol.wants_read for connection in connections]
+        room = MOST - server.service.pool.held
+        assert 0 < sum(going_on) == room // HELD < len(clients)
+
+        for client in sorted(clients, key=lambda client: not going_on[clients.index(client)]):
+            client.send(FRAME[4000:])
+            assert_same(FRAME, client.receive_exactly(len(FRAME)))
         server.pass_time(0.1)
-        assert not server.log.of("memory_relieved")
-        assert_same(FRAME, others.pop().receive_exactly(len(FRAME)))
+        (line,) = server.log.of("memory_relieved")
+        assert line["shed"]
+
+    def test_who_makes_nothing_of_a_promise_waits_behind_others(
+        self, server: EchoServer, holder: Callable[[int], Client]
+    ) -> None:
+        """A peer that dribbles does not keep others from going on for longer than a second."""
+        dribblers = [server.connect() for _ in range(9)]
+        other = server.connect()
+        self.fill_up(server, holder)
+        for client in (*dribblers, other):
+            client.send(FRAME[: 2000 if client is other else 4000])
+            server.settle()
+        server.pass_time(1.1)
+        going_on = [server.connection_of(each).protocol.wants_read for each in dribblers]
+        assert going_on == [True] * 6 + [False] * 3
+        assert not server.connection_of(other).protocol.wants_read
+
+        server.pass_time(1.1)
+        assert server.connection_of(other).protocol.wants_read
+        assert len(server.service.budget._late) == 6
+        dribblers[0].reset()
         server.pass_time(0.1)
-        assert server.log.of("memory_relieved")
+        assert len(server.service.budget._late) == 5
+        other.send(FRAME[2000:])
+        assert_same(FRAME, other.receive_exactly(len(FRAME)))
+
+    def test_who_waits_for_nobody_goes_on(self, serve: Serve) -> None:
+        """A frame too large for the room there is goes on when memory is back below the mark."""
+        echo = replace(ECHO, max_frame_bytes=1 << 20)
+        server = serve(echo=echo, max_buffered_bytes=LIMIT, buffers=SERVER)
+        others: list[Client] = []
+        while server.service.pool.held <= ALARM:
+            others.append(server.connect(buffers=CLIENT))
+            assert others[-1].send_some(FRAME) == len(FRAME)
+            server.settle()
+        client = server.connect()
+        client.send(frame(body_of(1 << 20))[:4000])
+        server.settle()
+        connection = server.connection_of(client)
+        for other in others:
+            assert not connection.protocol.wants_read
+            assert_same(FRAME, other.receive_exactly(len(FRAME)))
+            server.settle()
+            if server.service.pool.held <= RELIEVED:
+                break
+        server.pass_time(0.1)
+        assert server.connection_of(client).protocol.wants_read
 
     def test_a_promise_that_is_kept_renews_patience(self, server: EchoServer) -> None:
         """Who comes to have room for all of its frame has gone on, like who is given leave to."""
@@ -552,6 +604,7 @@ class TestShortage:
             server.settle()
         server.pass_time(0.1)
         assert len(budget._waiting) <= 2 * len(budget._paused)
+        assert not budget._late
 
     def test_large_frames_of_a_crowd(self, serve: Serve) -> None:
         """Of far more large frames than memory has room for, each is echoed, and nobody waits."""

@@ -1,9 +1,9 @@
 """`max_buffered` enforced: close who is overdue, have the others take turns, then shed the largest.
 
 Two marks and the limit. Past the first mark, which is that of overload by number, too (90 % unless
-configured), memory is short until it is back below the second one, five sixths of the first. With
-one mark alone, each frame that begins would make it short again. Three steps lead from the first to
-the second, and each is taken only if the one before has not been enough:
+configured), memory is short until it is back below the second one, five sixths of the first, and
+nobody waits for it any more. With one mark alone, each frame that begins would make it short again.
+Three steps lead there, and each is taken only if the one before has not been enough:
 
 1. at once, and then each second, who holds memory and is overdue by the shorter time-outs of an
    overload is closed in good order, the longest overdue first; and of those whose echoes wait, and
@@ -77,7 +77,7 @@ class MemoryBudget(Timer):
         """Who has asked for more of late, while memory was short."""
         self._paused: set[Connection] = set()
         self._waiting: list[tuple[bool, int, int, Connection]] = []
-        """Those of them who need more, by what is missing of their frames, but late ones last."""
+        """A heap of those who need more, by what is missing of their frames, late ones last."""
         self._promised: dict[Hashable, int] = {}
         """Those who go on, and how many bytes their frames will hold."""
         self._owed = 0

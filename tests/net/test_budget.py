@@ -400,7 +400,7 @@ class TestShortage:
     def test_a_promise_ends_with_the_shortage(
         self, server: EchoServer, holder: Callable[[int], Client]
     ) -> None:
-        """In the next one, who had it waits like all others, and its room is there for them."""
+        """Nothing of it is left for the next one, neither the room nor who was late."""
         client = server.connect()
         other = self.fill_up(server, holder).pop()
         client.send(FRAME[:4000])
